@@ -1,0 +1,1 @@
+"""The Enclave Image Format: read, check, measure, write."""

@@ -1,0 +1,1 @@
+"""The guest's kernel seen from outside: symbols, types, unwinding."""

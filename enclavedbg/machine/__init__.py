@@ -1,0 +1,1 @@
+"""The enclave machine: memory, CPU, bus, devices, firmware."""

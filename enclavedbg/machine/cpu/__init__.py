@@ -1,0 +1,1 @@
+"""CPU engines and the state that they share."""

@@ -1,0 +1,1 @@
+"""The software CPU: Unicorn, with what Linux needs added."""

@@ -1,0 +1,1 @@
+"""virtio over memory-mapped registers, and the two devices of an enclave."""

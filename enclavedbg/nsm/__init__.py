@@ -1,0 +1,1 @@
+"""The Nitro Secure Module: messages, PCR bank, attestation, development authority."""

@@ -1,0 +1,1 @@
+"""The host side of the enclave's socket: connections, endpoints, parent services, trace."""
