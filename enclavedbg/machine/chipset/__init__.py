@@ -1,1 +1,1 @@
-"""The PC devices that the software CPU does not bring: 8259, 8254, 16550, i8042, RTC, ACPI registers."""
+"""The few parts of a PC that Linux expects beside the processor: interrupt controller, timer, serial port, clock."""
