@@ -1,0 +1,18 @@
+"""The one part that setuptools cannot learn from pyproject.toml everywhere: the optional C library."""
+
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+SOURCE = "enclavedbg/machine/cpu/soft/native.c"
+
+# A plain shared library, no Python module: it needs a C compiler, but no Python headers. Interposition works on
+# Linux alone (native.c says why); where it does not, or where no compiler is, the package runs without it.
+extensions = []
+if sys.platform == "linux" and Path(SOURCE).exists():
+    extensions.append(
+        Extension("enclavedbg.machine.cpu.soft._native", [SOURCE], libraries=["dl"], optional=True)
+    )
+
+setup(ext_modules=extensions)
