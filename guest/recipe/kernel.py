@@ -64,7 +64,7 @@ def build_kernel(work: Path, *, config: Path, jobs: int) -> KernelBuild:
     _same_configuration(config, build / ".config")
     print(f"compiling in {build} with {jobs} jobs", flush=True)
     _make(source, build, f"-j{jobs}", "bzImage", "modules")
-    release = (build / "include/config/release").read_text().strip()
+    release = (build / "include/config/kernel.release").read_text().strip()
     bzimage = build / "arch/x86/boot/bzImage"
     return KernelBuild(bzimage, build / "vmlinux", _strip_modules(build), release, sha256(bzimage))
 
