@@ -82,6 +82,26 @@ class Bus:
             return
         entry[0].port_write(entry[1], size, value & ((1 << (8 * size)) - 1))
 
+    def mmio_read(self, gpa: int, size: int) -> int:
+        window = self._window(gpa)
+        if window is None:
+            self._note("read of physical", gpa)
+            return (1 << (8 * size)) - 1
+        return window.device.mmio_read(gpa - window.base, size) & ((1 << (8 * size)) - 1)
+
+    def mmio_write(self, gpa: int, size: int, value: int) -> None:
+        window = self._window(gpa)
+        if window is None:
+            self._note("write to physical", gpa)
+            return
+        window.device.mmio_write(gpa - window.base, size, value & ((1 << (8 * size)) - 1))
+
+    def _window(self, gpa: int) -> MmioWindow | None:
+        i = bisect.bisect_right(self._windows, gpa, key=lambda w: w.base) - 1
+        if i >= 0 and gpa < self._windows[i].base + self._windows[i].size:
+            return self._windows[i]
+        return None
+
     def _note(self, what: str, address: int) -> None:
         if (what, address) not in self._unclaimed and len(self._unclaimed) < 4096:
             self._unclaimed.add((what, address))

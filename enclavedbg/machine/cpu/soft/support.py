@@ -1,0 +1,184 @@
+"""The two ways of adding what Unicorn lacks: through the native part, and in Python alone."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from ctypes import c_void_p
+from typing import Protocol
+
+from enclavedbg.errors import GuestFault, MachineError
+from enclavedbg.machine.cpu.engine import TripleFault, WatchKind, Watchpoint
+from enclavedbg.machine.cpu.soft import layout as at
+from enclavedbg.machine.cpu.soft import library as uc
+from enclavedbg.machine.cpu.soft import native
+from enclavedbg.machine.cpu.soft.core import UnicornCore
+from enclavedbg.machine.cpu.soft.delivery import PythonDelivery, live_translate
+from enclavedbg.machine.memory import GuestMemory
+
+_ACCESS = {
+    WatchKind.WRITE: at.BP_MEM_WRITE,
+    WatchKind.READ: at.BP_MEM_READ,
+    WatchKind.ACCESS: at.BP_MEM_READ | at.BP_MEM_WRITE,
+}
+
+
+class Support(Protocol):
+    """What the engine needs beside Unicorn itself."""
+
+    def begin(self) -> None:
+        """A run begins: forget the last one's outcome."""
+        ...
+
+    def debug_stopped(self) -> bool:
+        """Whether a breakpoint ended the run."""
+        ...
+
+    def triple_fault(self) -> TripleFault | None:
+        """The fault that could not be delivered, when that ended the run."""
+        ...
+
+    def watch_hit(self) -> tuple[Watchpoint, int] | None:
+        """The watchpoint that ended the run, and the address touched."""
+        ...
+
+    def set_watchpoints(self, watchpoints: tuple[Watchpoint, ...]) -> None: ...
+
+    def counters(self) -> dict[str, int]:
+        """How often what was needed; for people and benchmarks."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class NativeSupport:
+    """native.c does the work; this hands it the engine's addresses and reads its findings."""
+
+    def __init__(self, dll: ctypes.CDLL, core: UnicornCore, memory: GuestMemory) -> None:
+        self._dll = dll
+        shared = native.NativeEngine(uc=core.uc, cpu=core.cpu, env=core.env, at=native.native_layout())
+        shared.regions = len(memory.regions)
+        for i, region in enumerate(memory.regions):
+            shared.region[i] = native.NativeRegion(region.gpa, region.size, memory.host_address + region.offset, 0)
+        self._shared = shared
+        self._watchpoints: tuple[Watchpoint, ...] = ()
+        if dll.enclavedbg_attach(ctypes.byref(shared)):
+            raise MachineError("the native part serves as many machines as it can already")
+        core.add_hook(
+            uc.HOOK_INTR, ctypes.cast(dll.enclavedbg_deliver, c_void_p), user=ctypes.addressof(shared)
+        )
+        pointer = ctypes.cast(dll.enclavedbg_stop_interrupt, c_void_p).value
+        c_void_p.from_address(core.uc + at.UC_STOP_INTERRUPT).value = pointer
+
+    def begin(self) -> None:
+        self._shared.debug_stop = 0
+        self._shared.triple_fault = 0
+        self._shared.watch_hit = 0
+
+    def debug_stopped(self) -> bool:
+        return bool(self._shared.debug_stop)
+
+    def triple_fault(self) -> TripleFault | None:
+        return TripleFault() if self._shared.triple_fault else None
+
+    def watch_hit(self) -> tuple[Watchpoint, int] | None:
+        if self._shared.watch_hit != 2:
+            return None
+        return self._watchpoints[self._shared.watch_index], int(self._shared.watch_address)
+
+    def set_watchpoints(self, watchpoints: tuple[Watchpoint, ...]) -> None:
+        if len(watchpoints) > native.MAX_WATCHPOINTS:
+            raise MachineError(f"{len(watchpoints)} watchpoints, at most {native.MAX_WATCHPOINTS}; remove some")
+        self._watchpoints = watchpoints
+        for i, watch in enumerate(watchpoints):
+            self._shared.watchpoint[i] = native.NativeWatchpoint(watch.address, watch.length, _ACCESS[watch.kind])
+        self._shared.watchpoints = len(watchpoints)
+
+    def counters(self) -> dict[str, int]:
+        names = ("exceptions", "syscalls", "protected_pages", "first_writes")
+        return {name: int(getattr(self._shared, name)) for name in names}
+
+    def close(self) -> None:
+        self._dll.enclavedbg_detach(ctypes.byref(self._shared))
+
+
+class PythonSupport:
+    """The same in Python: slower, and a watchpoint stops at the end of the block that touched it."""
+
+    def __init__(self, core: UnicornCore, memory: GuestMemory) -> None:
+        self._core = core
+        self._memory = memory
+        self._delivery = PythonDelivery(core, memory)
+        self._debug_stop = False
+        self._watchpoints: tuple[Watchpoint, ...] = ()
+        self._watch_hooks: list[int] = []
+        self._hit: tuple[Watchpoint, int] | None = None
+        core.add_hook(uc.HOOK_INTR, uc.InterruptHook(self._delivery.interrupt))
+        core.add_hook(uc.HOOK_INSN_INVALID, uc.InvalidHook(self._delivery.invalid_opcode))
+        core.add_hook(uc.HOOK_INSN, uc.SyscallHook(self._delivery.syscall), uc.INSN_SYSCALL)
+        # Never fires: all RAM is writable. But an installed memory hook keeps every store on the path that
+        # notices writes to translated code, whichever mapping they come through.
+        self._guard = uc.FaultHook(lambda *_: False)
+        for region in memory.regions:
+            end = region.gpa + region.size - 1
+            core.add_hook(uc.HOOK_MEM_WRITE_PROT, self._guard, begin=region.gpa, end=end)
+        self._stop_interrupt = uc.StopInterruptHook(self._on_exception)
+        pointer = ctypes.cast(self._stop_interrupt, c_void_p).value
+        self._original = c_void_p.from_address(core.uc + at.UC_STOP_INTERRUPT).value
+        c_void_p.from_address(core.uc + at.UC_STOP_INTERRUPT).value = pointer
+
+    def _on_exception(self, _uc: int, vector: int) -> bool:
+        """In place of uc_struct.stop_interrupt: without the request Unicorn's outer loop spins on a debug stop."""
+        if vector == at.EXCP_DEBUG:
+            self._debug_stop = True
+            self._core.stop_request.value = 1
+        return vector == 6
+
+    def begin(self) -> None:
+        self._debug_stop = False
+        self._delivery.triple_fault = None
+        self._hit = None
+
+    def debug_stopped(self) -> bool:
+        return self._debug_stop
+
+    def triple_fault(self) -> TripleFault | None:
+        return self._delivery.triple_fault
+
+    def watch_hit(self) -> tuple[Watchpoint, int] | None:
+        return self._hit
+
+    def set_watchpoints(self, watchpoints: tuple[Watchpoint, ...]) -> None:
+        core = self._core
+        for handle in self._watch_hooks:
+            core.lib.uc_hook_del(core.uc, handle)
+        self._watch_hooks.clear()
+        self._watchpoints = watchpoints
+        for watch in watchpoints:
+            try:
+                gpa = live_translate(core, self._memory, watch.address).gpa
+            except GuestFault as fault:
+                raise MachineError(f"cannot watch {watch.address:#x}: {fault}; watch it once it is mapped") from fault
+            hook = uc.MemoryHook(self._toucher(watch))
+            kind = {at.BP_MEM_WRITE: uc.HOOK_MEM_WRITE, at.BP_MEM_READ: uc.HOOK_MEM_READ}.get(
+                _ACCESS[watch.kind], uc.HOOK_MEM_READ | uc.HOOK_MEM_WRITE
+            )
+            # An access that begins up to 15 bytes before may reach into the range.
+            self._watch_hooks.append(
+                core.add_hook(kind, hook, begin=max(0, gpa - 15), end=gpa + watch.length - 1)
+            )
+        core.lib.tb_flush(core.cpu)
+
+    def _toucher(self, watch: Watchpoint) -> Callable[[int, int, int, int, int, int], None]:
+        def touched(_uc: int, _kind: int, address: int, size: int, _value: int, _user: int) -> None:
+            if address < watch.address + watch.length and watch.address < address + size and self._hit is None:
+                self._hit = (watch, max(address, watch.address))
+                self._core.stop()
+
+        return touched
+
+    def counters(self) -> dict[str, int]:
+        return {"exceptions": self._delivery.exceptions, "syscalls": self._delivery.syscalls}
+
+    def close(self) -> None:
+        c_void_p.from_address(self._core.uc + at.UC_STOP_INTERRUPT).value = self._original
