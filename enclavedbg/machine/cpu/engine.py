@@ -6,7 +6,6 @@ the vCPU thread, or to any one thread while the guest is stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar, Protocol
@@ -104,7 +103,10 @@ class CpuEngine(Protocol):
         ...
 
     def interrupt(self) -> None:
-        """Make `run` return soon, from any thread; one call before `run` counts for that run."""
+        """Make `run` return soon, from any thread.
+
+        A call that falls between run's last check and its start may be lost: repeat it until run returned.
+        """
         ...
 
     def set_breakpoints(self, addresses: frozenset[int]) -> None:
@@ -119,10 +121,27 @@ class CpuEngine(Protocol):
         """Drop translations: someone other than the guest wrote to its memory."""
         ...
 
+    def read_tsc(self) -> int:
+        """The guest's time-stamp counter now."""
+        ...
+
+    def write_tsc(self, value: int) -> None:
+        """Set the guest's time-stamp counter; so it stands still while the guest is stopped."""
+        ...
+
     def close(self) -> None:
         """Free what the engine holds."""
         ...
 
 
-InterruptSource = Callable[[], int | None]
-"""Asks the interrupt controller for the vector to deliver now, without acknowledging it."""
+
+class InterruptController(Protocol):
+    """What an engine asks of the interrupt controller."""
+
+    def pending(self) -> int | None:
+        """The vector to deliver now, or None."""
+        ...
+
+    def acknowledge(self) -> int:
+        """The vector of `pending` was taken by the CPU."""
+        ...

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import time
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from enclavedbg.errors import MachineError
 from enclavedbg.machine.bus import Bus
@@ -19,6 +19,7 @@ from enclavedbg.machine.cpu.engine import (
     CpuStop,
     EngineFailure,
     Halted,
+    InterruptController,
     Interrupted,
     StepDone,
     Watchpoint,
@@ -38,18 +39,6 @@ log = logging.getLogger(__name__)
 
 _CALIBRATION_NS = 20_000_000
 """The shortest time over which the host's time-stamp counter is compared with its clock."""
-
-
-class InterruptController(Protocol):
-    """What the engine asks of the 8259 pair."""
-
-    def pending(self) -> int | None:
-        """The vector to deliver now, or None."""
-        ...
-
-    def acknowledge(self) -> int:
-        """The vector of `pending` was taken by the CPU."""
-        ...
 
 
 class SoftEngine:

@@ -1,0 +1,298 @@
+"""The thread that runs the guest: engine, timer, work from outside, and the decision when a run is over."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+
+from enclavedbg.machine.alarm import Alarm
+from enclavedbg.machine.chipset.board import Board
+from enclavedbg.machine.clock import Clock
+from enclavedbg.machine.cpu.engine import (
+    BreakpointHit,
+    CpuEngine,
+    CpuStop,
+    EngineFailure,
+    Halted,
+    Interrupted,
+    StepDone,
+    TripleFault,
+    WatchpointHit,
+)
+from enclavedbg.machine.events import EventStream, GuestResumed, GuestStopped
+from enclavedbg.machine.verdict import Outcome, Verdict, Witness
+
+log = logging.getLogger(__name__)
+
+DEAF_NS = 10_000_000_000
+"""Guest time after which an interrupt that waits with interrupts off makes a hang."""
+
+
+class RunState(Enum):
+    """What the machine does. Guest time runs in RUNNING alone."""
+
+    STOPPED = "stopped"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class VirtualCpu:
+    """Runs one engine on a thread of its own.
+
+    `post` hands work of devices to that thread, to be done while the guest runs; `resume`, `step` and
+    `request_stop` may come from any thread. Each stop is published as GuestStopped, the end as a Verdict. While
+    `held` (a debugger is there), an end first stops the machine for a look; the next resume then ends it.
+    """
+
+    def __init__(
+        self,
+        engine: CpuEngine,
+        board: Board,
+        clock: Clock,
+        *,
+        events: EventStream,
+        witness: Witness,
+    ) -> None:
+        self.engine = engine
+        self._board = board
+        self._clock = clock
+        self._events = events
+        self._witness = witness
+        self._alarm = Alarm(engine.interrupt)
+        self._changed = threading.Condition()
+        self._commands: deque[str] = deque()
+        self._work: deque[Callable[[], None]] = deque()
+        self._stop_wanted = False
+        self._stop_words = "interrupted"
+        self._closing = False
+        self._ending: Verdict | None = None
+        self._deaf_since: int | None = None
+        self._deaf_at_taken = -1
+        self._tsc: int | None = None
+        self.interrupts_taken = 0
+        self.held = False
+        self.state = RunState.STOPPED
+        self.stop_reason: CpuStop | None = None
+        self.verdict: Verdict | None = None
+        self._thread = threading.Thread(target=self._main, name="enclavedbg-vcpu", daemon=True)
+
+    # ---- any thread ----
+
+    def start(self) -> None:
+        """Start the thread; the machine stands still until `resume`."""
+        self._thread.start()
+
+    def resume(self) -> None:
+        """Let the guest run."""
+        self._command("resume")
+
+    def step(self) -> None:
+        """Execute one instruction and stop again."""
+        self._command("step")
+
+    def request_stop(self, words: str = "interrupted") -> None:
+        """Stop the guest soon; returns at once."""
+        with self._changed:
+            self._stop_wanted = True
+            self._stop_words = words
+            self._changed.notify_all()
+        self._alarm.ring()
+
+    def post(self, work: Callable[[], None]) -> None:
+        """Do `work` on the vCPU thread, between two instructions, once the guest runs."""
+        with self._changed:
+            self._work.append(work)
+            self._changed.notify_all()
+        self._alarm.ring()
+
+    def end(self, verdict: Verdict) -> None:
+        """End the run from outside (time is up, the user leaves), whatever the guest does."""
+        with self._changed:
+            if self._ending is None:
+                self._ending = verdict
+            self._commands.append("end")
+            self._changed.notify_all()
+        self._alarm.ring()
+
+    def wait(self, running: bool, timeout: float | None) -> bool:
+        """Wait until the machine does (`running`) or does not run; False when `timeout` seconds passed."""
+        with self._changed:
+            return self._changed.wait_for(lambda: (self.state is RunState.RUNNING) == running, timeout)
+
+    def close(self) -> None:
+        """Stop the guest and end both threads."""
+        with self._changed:
+            self._closing = True
+            self._stop_wanted = True
+            self._changed.notify_all()
+        self._alarm.ring()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._alarm.close()
+
+    def _command(self, command: str) -> None:
+        with self._changed:
+            # A stop asked for before this command concerned the run before it.
+            self._stop_wanted = self._closing
+            self._commands.append(command)
+            if self.state is RunState.STOPPED:
+                self.state = RunState.RUNNING
+            self._changed.notify_all()
+
+    # ---- the guest's way out: called on the vCPU thread, inside an access ----
+
+    def guest_reset(self) -> None:
+        """The guest asked for a reset."""
+        self._guest_end(self._witness.reset())
+
+    def guest_power_off(self) -> None:
+        """The guest switched itself off."""
+        self._guest_end(self._witness.power_off())
+
+    def _guest_end(self, verdict: Verdict) -> None:
+        if self._ending is None:
+            self._ending = verdict
+        self.engine.interrupt()
+
+    def pending(self) -> int | None:
+        """For the engine: the vector to deliver."""
+        return self._board.pic.pending()
+
+    def acknowledge(self) -> int:
+        """For the engine: the vector was taken."""
+        self.interrupts_taken += 1
+        return self._board.pic.acknowledge()
+
+    # ---- the thread ----
+
+    def _main(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._commands or self._closing)
+                if self._closing:
+                    return
+                command = self._commands.popleft()
+            if self.state is RunState.ENDED:
+                continue
+            if command == "end" or (self._ending is not None and self.held):
+                self._finish(self._ending)
+                continue
+            try:
+                reason = self._run(stepping=command == "step")
+            except Exception as error:
+                log.exception("the machine failed")
+                reason = EngineFailure(f"{type(error).__name__}: {error}")
+            self._settle(reason)
+
+    def _run(self, *, stepping: bool) -> CpuStop:
+        self._events.publish(GuestResumed())
+        if self._tsc is not None:
+            self.engine.write_tsc(self._tsc)
+        self._clock.resume()
+        try:
+            return self.engine.step() if stepping else self._run_until_stop()
+        finally:
+            self._tsc = self.engine.read_tsc()
+            self._clock.pause()
+
+    def _run_until_stop(self) -> CpuStop:
+        while not self._stop_wanted:
+            if self._ending is not None:
+                return Interrupted()
+            self._do_work()
+            self._board.pit.tick()
+            if not self._alarm.enter(self._seconds_to_event()):
+                continue
+            try:
+                stop = self.engine.run()
+            finally:
+                self._alarm.leave()
+            match stop:
+                case Interrupted():
+                    self._look_for_life()
+                case Halted(interruptible=True):
+                    self._idle()
+                case _:
+                    return stop
+        return Interrupted()
+
+    def _do_work(self) -> None:
+        while self._work:
+            self._work.popleft()()
+
+    def _seconds_to_event(self) -> float | None:
+        event = self._board.pit.next_event_ns()
+        return None if event is None else max(0, event - self._clock.guest_ns()) / 1e9
+
+    def _idle(self) -> None:
+        """The CPU waits in HLT: sleep until the timer, a device or a person wants something."""
+        with self._changed:
+            if not self._work and not self._stop_wanted and self._board.pic.pending() is None:
+                self._changed.wait(self._seconds_to_event())
+
+    def _look_for_life(self) -> None:
+        """A guest that leaves an interrupt waiting for seconds is hung; a panic that is over need not be waited out."""
+        if self._witness.panic_over and self._ending is None:
+            self._ending = self._witness.panicked()
+            return
+        if self._board.pic.pending() is None or self._deaf_at_taken != self.interrupts_taken:
+            self._deaf_since, self._deaf_at_taken = None, self.interrupts_taken
+            return
+        now = self._clock.guest_ns()
+        if self._deaf_since is None:
+            self._deaf_since = now
+        elif now - self._deaf_since > DEAF_NS and self._ending is None:
+            self._ending = self._witness.deaf(self.engine.save_state().rip, DEAF_NS // 1_000_000_000)
+
+    # ---- after a run ----
+
+    def _settle(self, reason: CpuStop) -> None:
+        rip = self.engine.save_state().rip
+        if self._ending is None:
+            self._ending = self._fatal(reason, rip)
+        if self._ending is not None and not self.held:
+            self._finish(self._ending)
+            return
+        words = self._ending.line if self._ending else self._words(reason)
+        self._publish_stop(reason, words, rip)
+
+    def _fatal(self, reason: CpuStop, rip: int) -> Verdict | None:
+        match reason:
+            case TripleFault(detail=detail):
+                return self._witness.triple_fault(rip, detail)
+            case EngineFailure(detail=detail):
+                return Verdict(Outcome.ENGINE_FAILURE, f"the CPU engine failed: {detail}")
+            case Halted(interruptible=False):
+                return self._witness.dead_halt(rip)
+        return None
+
+    def _words(self, reason: CpuStop) -> str:
+        match reason:
+            case BreakpointHit():
+                return "breakpoint"
+            case WatchpointHit(watchpoint=watch, address=address):
+                return f"{watch.kind.value} of {address:#x}"
+            case StepDone():
+                return "stepped"
+            case Halted():
+                return "halted"
+        return self._stop_words
+
+    def _publish_stop(self, reason: CpuStop, words: str, rip: int) -> None:
+        self.stop_reason = reason
+        with self._changed:
+            self.state = RunState.STOPPED
+            self._stop_wanted = self._closing
+            self._changed.notify_all()
+        self._events.publish(GuestStopped(words, rip))
+
+    def _finish(self, verdict: Verdict | None) -> None:
+        assert verdict is not None
+        self.verdict = verdict
+        with self._changed:
+            self.state = RunState.ENDED
+            self._changed.notify_all()
+        self._events.publish(verdict)
