@@ -63,7 +63,7 @@ class Apt:
             "APT::Architectures": "amd64",
             "APT::Sandbox::User": "root",  # no second user: the folder may be closed to it
             "Acquire::Languages": "none",
-            "Acquire::Retries": "2",
+            "Acquire::Retries": "1",
         }
         return [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
 

@@ -125,10 +125,14 @@ def _make(source: Path, build: Path, *words: str) -> None:
 
 def _same_configuration(wanted: Path, made: Path) -> None:
     """Check that olddefconfig changed nothing but what names the compiler."""
+
     def options(path: Path) -> set[str]:
         about_tools = re.compile(r"CONFIG_(CC|GCC|AS|LD|LLD|PAHOLE|CLANG|RUSTC|BINDGEN|TOOLS)_")
-        return {line for line in path.read_text().splitlines()
-                if re.match(r"(# )?CONFIG_", line) and not about_tools.search(line)}
+        return {
+            line
+            for line in path.read_text().splitlines()
+            if re.match(r"(# )?CONFIG_", line) and not about_tools.search(line)
+        }
 
     different = sorted(options(wanted) ^ options(made))
     if different:

@@ -44,9 +44,7 @@ def bootstrap_ramdisk(init: bytes, modules: Sequence[Module] = ()) -> bytes:
     return _archive(files, ("dev",))
 
 
-def application_ramdisk(
-    root: Mapping[str, File], *, command: Sequence[str], environment: Mapping[str, str]
-) -> bytes:
+def application_ramdisk(root: Mapping[str, File], *, command: Sequence[str], environment: Mapping[str, str]) -> bytes:
     """Return the second ramdisk: the application's root directory, its command and its environment."""
     files = {f"rootfs/{path}": file for path, file in root.items()}
     files["cmd"] = File("".join(f"{word}\n" for word in command).encode())
@@ -62,9 +60,7 @@ def _archive(files: Mapping[str, File], directories: Sequence[str]) -> bytes:
         CpioEntry(name=name, mode=stat.S_IFDIR | 0o755, nlink=2, mtime=MTIME) for name in sorted(folders - {"."})
     ]
     entries += [
-        CpioEntry(
-            name=path, mode=stat.S_IFREG | (0o755 if file.executable else 0o644), data=file.data, mtime=MTIME
-        )
+        CpioEntry(name=path, mode=stat.S_IFREG | (0o755 if file.executable else 0o644), data=file.data, mtime=MTIME)
         for path, file in sorted(files.items())
     ]
     return write_newc(entries)

@@ -43,7 +43,7 @@ def run(
     """Run a program to its end and return its output.
 
     :param environment: added to this process's own
-    :raises RecipeError: (or ``error``) with the last line that the program said
+    :raises RecipeError: (or ``error``) with the last line that the program said, on standard error first
     """
     try:
         done = subprocess.run(
@@ -58,6 +58,6 @@ def run(
     except FileNotFoundError as missing:
         raise error(f"the program {command[0]} is not installed") from missing
     if done.returncode != 0:
-        last = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()][-1:]
-        raise error(f"{Path(command[0]).name} failed with status {done.returncode}: {' '.join(last) or 'no message'}")
+        said = [line for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()] or ["no message"]
+        raise error(f"{Path(command[0]).name} failed with status {done.returncode}: {said[-1]}")
     return done.stdout
