@@ -112,7 +112,7 @@ def iter_newc(data: bytes | bytearray | memoryview) -> Iterator[CpioEntry]:
     position = 0
     while position < len(view):
         if view[position] == 0:
-            position = _skip_zeros(view, position)
+            position = skip_zeros(view, position)
             continue
         if position % 4:
             raise EifError(
@@ -124,7 +124,16 @@ def iter_newc(data: bytes | bytearray | memoryview) -> Iterator[CpioEntry]:
             entry, position = _read_entry(view, position)
 
 
-def _skip_zeros(view: memoryview, position: int) -> int:
+def archive_end(data: bytes | bytearray | memoryview, position: int) -> int:
+    """Where the archive that begins at `position` ends, its trailer's padding included if there; raises EifError."""
+    view = memoryview(data).toreadonly().cast("B")
+    entry, end = _read_entry(view, position)
+    while entry is not None:
+        entry, end = _read_entry(view, end)
+    return min(end, len(view))
+
+
+def skip_zeros(view: memoryview, position: int) -> int:
     """The first position from `position` that holds something; the end when there is none."""
     while position < len(view):
         piece = bytes(view[position : position + 65536])
