@@ -134,9 +134,7 @@ _WITH_FIELDS: dict[str, type[Any]] = {kind.name: kind for kind in _FIELDS}
 def decode_request(data: bytes) -> Request:
     """The request in `data`, checked; raises NsmRequestError with the guest's error."""
     if len(data) > REQUEST_LIMIT:
-        raise NsmRequestError(
-            ErrorCode.InputTooLarge, f"a request of {len(data)} bytes, expected at most {REQUEST_LIMIT}"
-        )
+        raise NsmRequestError(ErrorCode.InputTooLarge, f"the request has more than {REQUEST_LIMIT} bytes")
     try:
         item = decode(data)
     except CborError as error:
