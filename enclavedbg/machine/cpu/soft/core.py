@@ -40,7 +40,7 @@ class UnicornCore:
         self.uc: int = handle.value
         self._hooks: list[Any] = []
         self._anchors: list[Any] = []
-        self.control(uc.CTL_CPU_MODEL, uc.CPU_MODEL_HASWELL)
+        self.control(uc.CTL_CPU_MODEL, uc.CPU_MODEL_BROADWELL)
         self.control(uc.CTL_TCG_BUFFER_SIZE, CODE_BUFFER_SIZE)
         # No `until` address: it would be looked up in the guest's page tables at every start.
         self.control(uc.CTL_USE_EXITS, 1)

@@ -22,7 +22,7 @@ def _bits(*positions: int) -> int:
     return sum(1 << p for p in positions)
 
 
-# Leaf 1 EDX: FPU DE PSE TSC MSR PAE CX8 SEP PGE MCA? no, CMOV PAT PSE36 CLFSH MMX FXSR SSE SSE2
+# Leaf 1 EDX: FPU DE PSE TSC MSR PAE CX8 SEP PGE CMOV PAT PSE36 CLFSH MMX FXSR SSE SSE2
 _FEATURES_EDX = _bits(0, 2, 3, 4, 5, 6, 8, 13, 15, 16, 17, 19, 23, 24, 25, 26)
 # Leaf 1 ECX: SSE3 PCLMULQDQ SSSE3 CX16 SSE4.1 SSE4.2 MOVBE POPCNT AES, hypervisor present
 _FEATURES_ECX = _bits(0, 1, 9, 13, 19, 20, 22, 23, 25, 31)
@@ -32,7 +32,7 @@ _FEATURES_7_EBX = _bits(0, 3, 8, 19)
 _FEATURES_81_ECX = _bits(0, 5)
 _FEATURES_81_EDX = _bits(11, 20, 27, 29)
 
-_HASWELL = 0x306C1
+_BROADWELL = 0x306D4
 
 
 def make_cpuid(tsc_hz: Callable[[], int]) -> Callable[[int, int], Leaf]:
@@ -44,7 +44,7 @@ def make_cpuid(tsc_hz: Callable[[], int]) -> Callable[[int, int], Leaf]:
             b, d, c = struct.unpack("<3I", VENDOR)
             return 0x16, b, c, d
         if leaf == 1:
-            return _HASWELL, 0x0001_0800, _FEATURES_ECX, _FEATURES_EDX
+            return _BROADWELL, 0x0001_0800, _FEATURES_ECX, _FEATURES_EDX
         if leaf == 7:
             return (0, _FEATURES_7_EBX, 0, 0) if subleaf == 0 else (0, 0, 0, 0)
         if leaf == 0x15:

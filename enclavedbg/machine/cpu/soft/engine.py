@@ -163,14 +163,14 @@ class SoftEngine:
         if error:
             return EngineFailure(f"{core.lib.error_text(error)} at rip {core.eip.value:#x}")
         self._settle_interrupt()
-        if core.halted.value:
-            self._halted = True
-            return StepDone() if stepping else Halted(self._interruptible)
+        self._halted = bool(core.halted.value)
         watched = self.support.watch_hit()
         if watched is not None:
             return WatchpointHit(*watched)
         if stepping:
             return StepDone()
+        if self._halted:
+            return Halted(self._interruptible)
         if self.support.debug_stopped() and core.eip.value in self._planted:
             return BreakpointHit(core.eip.value)
         self._interrupted = False
