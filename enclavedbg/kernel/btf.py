@@ -269,6 +269,14 @@ class Btf:
         element, _, count = self._trailer(found)
         return element, count
 
+    def pointer_to(self, type_id: int) -> int | None:
+        """The id of the pointer to a type, or None when the kernel has none."""
+        for pointer in range(1, len(self.starts)):
+            at = self.starts[pointer]
+            if self.words[at + 1] >> 24 & 31 == Kind.PTR and self.words[at + 2] == type_id:
+                return pointer
+        return None
+
     def enumerators(self, name: str) -> dict[str, int]:
         """The constants of a named enum."""
         found = self.find(name, Kind.ENUM, Kind.ENUM64)
@@ -334,6 +342,12 @@ class Btf:
         raise SymbolError(f"BTF type {type_id} refers to itself")
 
     @cached_property
+    def enums_are_signed(self) -> bool:
+        """Whether the encoder is one from before 6.0: none of its enums says that it is signed, all of them are."""
+        heads = (self.words[at + 1] for at in self.starts[1:])
+        return not any(info >> 31 for info in heads if info >> 24 & 31 in (Kind.ENUM, Kind.ENUM64))
+
+    @cached_property
     def _by_name(self) -> dict[str, list[int]]:
         by_offset: dict[int, list[int]] = {}
         words = self.words
@@ -377,9 +391,8 @@ class Btf:
     def _enumerators(self, record: BtfType) -> Iterator[tuple[str, int]]:
         for name, *value in self._items(record):
             number = value[0] if len(value) == 1 else value[0] | value[1] << 32
-            # The kind flag says signed; older encoders never set it, and read as signed 32 bits then.
             bits = 32 * len(value)
-            if number >> bits - 1 and (record.kind_flag or (len(value) == 1 and record.size == 4)):
+            if number >> bits - 1 and (record.kind_flag or self.enums_are_signed):
                 number -= 1 << bits
             yield self.string(name), number
 

@@ -65,6 +65,11 @@ class KernelSymbols:
         index = self._index.get(name)
         return None if index is None else self._symbol(index)
 
+    def symbol_after(self, address: int) -> Symbol | None:
+        """The first symbol that begins above an address, or None."""
+        at = bisect_right(self.table.addresses, address - self.slide)
+        return self._symbol(at) if at < len(self) else None
+
     def lookup(self, address: int) -> tuple[str, int] | None:
         """(name, offset) of the symbol that an address lies in, or None outside the kernel's own sections."""
         linked = address - self.slide
