@@ -34,11 +34,20 @@ class Alarm:
                 self._rung = False
                 return False
             self._in_guest = True
-            self._deadline = None if seconds is None else time.monotonic() + seconds
-            sleeping = self._sleeping_until
-            if self._deadline is not None and (sleeping is None or self._deadline < sleeping):
-                self._changed.notify_all()
+            self._set(seconds)
             return True
+
+    def rearm(self, seconds: float | None) -> None:
+        """The deadline moved while the vCPU is in the guest."""
+        with self._changed:
+            if self._in_guest:
+                self._set(seconds)
+
+    def _set(self, seconds: float | None) -> None:
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+        sleeping = self._sleeping_until
+        if self._deadline is not None and (sleeping is None or self._deadline < sleeping):
+            self._changed.notify_all()
 
     def leave(self) -> None:
         """The vCPU came out."""

@@ -31,7 +31,8 @@ class Clock:
         self._lock = threading.Lock()
         self._elapsed = 0
         self._running_since: int | None = None
-        self._start = start or datetime.now(UTC)
+        self._start = start
+        self._created = self._start or datetime.now(UTC)
 
     @property
     def running(self) -> bool:
@@ -59,7 +60,14 @@ class Clock:
 
     def wall(self) -> datetime:
         """The guest's wall clock: power-on time plus guest time, an aware UTC datetime."""
-        return self._start + timedelta(microseconds=self.guest_ns() // 1000)
+        return self._created + timedelta(microseconds=self.guest_ns() // 1000)
+
+    def host_now(self) -> datetime:
+        """The host's time, an aware UTC datetime: what documents are dated with, however long a stop took.
+
+        With a `start` given, the guest's wall clock instead, so that runs can be repeated.
+        """
+        return self.wall() if self._start is not None else datetime.now(UTC)
 
 
 def entropy_source(seed: int | None = None) -> EntropySource:

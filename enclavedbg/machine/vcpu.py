@@ -62,6 +62,7 @@ class VirtualCpu:
         self._events = events
         self._witness = witness
         self._alarm = Alarm(engine.interrupt)
+        board.pit.on_change = lambda: self._alarm.rearm(self._seconds_to_event())
         self._changed = threading.Condition()
         self._commands: deque[str] = deque()
         self._work: deque[Callable[[], None]] = deque()
@@ -72,7 +73,6 @@ class VirtualCpu:
         self._deaf_since: int | None = None
         self._deaf_at_taken = -1
         self._tsc: int | None = None
-        self.interrupts_taken = 0
         self.held = False
         self.state = RunState.STOPPED
         self.stop_reason: CpuStop | None = None
@@ -117,6 +117,22 @@ class VirtualCpu:
             self._changed.notify_all()
         self._alarm.ring()
 
+    def end_with(self, verdict: Callable[[int], Verdict]) -> None:
+        """End the run from outside with a verdict that is told the instruction pointer."""
+
+        def decide() -> None:
+            if self._ending is None:
+                self._ending = verdict(self.engine.save_state().rip)
+
+        with self._changed:
+            if self.state is RunState.RUNNING:
+                self._work.append(decide)
+            else:
+                decide()
+                self._commands.append("end")
+            self._changed.notify_all()
+        self._alarm.ring()
+
     def wait(self, running: bool, timeout: float | None) -> bool:
         """Wait until the machine does (`running`) or does not run; False when `timeout` seconds passed."""
         with self._changed:
@@ -157,15 +173,6 @@ class VirtualCpu:
             self._ending = verdict
         self.engine.interrupt()
 
-    def pending(self) -> int | None:
-        """For the engine: the vector to deliver."""
-        return self._board.pic.pending()
-
-    def acknowledge(self) -> int:
-        """For the engine: the vector was taken."""
-        self.interrupts_taken += 1
-        return self._board.pic.acknowledge()
-
     # ---- the thread ----
 
     def _main(self) -> None:
@@ -177,7 +184,7 @@ class VirtualCpu:
                 command = self._commands.popleft()
             if self.state is RunState.ENDED:
                 continue
-            if command == "end" or (self._ending is not None and self.held):
+            if command == "end" or self._ending is not None:
                 self._finish(self._ending)
                 continue
             try:
@@ -200,9 +207,9 @@ class VirtualCpu:
 
     def _run_until_stop(self) -> CpuStop:
         while not self._stop_wanted:
+            self._do_work()
             if self._ending is not None:
                 return Interrupted()
-            self._do_work()
             self._board.pit.tick()
             if not self._alarm.enter(self._seconds_to_event()):
                 continue
@@ -238,8 +245,8 @@ class VirtualCpu:
         if self._witness.panic_over and self._ending is None:
             self._ending = self._witness.panicked()
             return
-        if self._board.pic.pending() is None or self._deaf_at_taken != self.interrupts_taken:
-            self._deaf_since, self._deaf_at_taken = None, self.interrupts_taken
+        if self._board.pic.pending() is None or self._deaf_at_taken != self._board.pic.acknowledged:
+            self._deaf_since, self._deaf_at_taken = None, self._board.pic.acknowledged
             return
         now = self._clock.guest_ns()
         if self._deaf_since is None:

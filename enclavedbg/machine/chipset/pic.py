@@ -235,6 +235,8 @@ class Pic8259Pair:
         self.slave_ports = _ChipPorts(self, slave=True)
         self.elcr_ports = _ElcrPorts(self)
         self._pending: int | None = None
+        self.acknowledged = 0
+        """Interrupts taken since power-on: a guest in which this stands still while one waits is deaf."""
 
     def line(self, number: int) -> _Line:
         """The input for IRQ `number` (0-15, not 2); raises MachineError for another."""
@@ -252,6 +254,7 @@ class Pic8259Pair:
         When the request has gone in the meantime it returns the spurious vector: input 7 of the controller
         that was asked, with nothing in service there.
         """
+        self.acknowledged += 1
         number = self.master.request()
         if number < 0:
             return self.master.base + 7

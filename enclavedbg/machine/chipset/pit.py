@@ -197,6 +197,7 @@ class Pit8254:
 
     The vCPU loop asks `next_event_ns()` how long it may run and calls `tick()`. Periods that passed while
     nobody looked give one interrupt, not a burst: Linux counts time by its clocksource, not by ticks.
+    `on_change`, when set, is called whenever the guest moved the next edge, with the vCPU in the guest.
     """
 
     def __init__(self, guest_ns: Callable[[], int], irq: IrqLine) -> None:
@@ -206,6 +207,7 @@ class Pit8254:
         self.gate_port = _GatePort(self)
         self._irq = irq
         self._next: int | None = None
+        self.on_change: Callable[[], None] | None = None
 
     def next_event_ns(self) -> int | None:
         """Guest time of the next IRQ 0 edge, or None when no such edge is coming."""
@@ -259,6 +261,8 @@ class Pit8254:
         # change must not look like one.
         self._irq.set(False)
         self._next = channel.next_edge(now)
+        if self.on_change is not None:
+            self.on_change()
 
     def reset(self) -> None:
         """Back to power-on: nothing counts."""
