@@ -1,1 +1,1 @@
-"""The interactive shell."""
+"""The interactive shell: commands that look into a running enclave, with its events above the prompt."""

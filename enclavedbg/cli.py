@@ -1,0 +1,147 @@
+"""The command line: arguments in, exit status out.
+
+Nothing heavy is imported here: `--help` and a refused argument answer at once, and the run itself loads what
+it needs when it needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from enclavedbg import __version__
+from enclavedbg.errors import EnclaveDbgError
+from enclavedbg.options import LOOPBACK, Address, Options, UsageError
+
+HELP = f"""\
+enclavedbg {__version__}: run an AWS Nitro Enclave image here; stop it, look into it
+
+  enclavedbg demo                        demo image: a tour, or a live shell
+  enclavedbg --eif app.eif               run an image, with a shell to look in
+  enclavedbg --eif app.eif --gdb :1234   and let gdb in: target remote :1234
+
+  --eif FILE       the enclave image
+  --gdb ADDRESS    serve gdb; :1234 is this machine only, others: HOST:PORT
+  --wait           stop before the first instruction of the kernel
+  --memory SIZE    the enclave's RAM, e.g. 512M; default: enough for the image
+  --cpu NAME       auto, soft or kvm; default: auto
+  --cid N          the enclave's vsock context id, 4 or more; default: 16
+  --debug-mode     attest as an enclave in debug mode does: PCRs are zero
+  --vsock DIR      reach the guest's vsock through Unix sockets in this folder
+  --console FILE   keep the serial console in a file
+  --no-shell       print the console instead of opening the shell
+  --timeout TIME   end the enclave after this long, e.g. 30s or 5m
+  --version, --help
+
+Exit status: 0 clean end, 2 bad usage or input, 10 kernel panic, 11 triple
+fault, 12 hang, 13 --timeout, 130 Ctrl-C; docs/exit-codes.md has them all.
+"""
+
+_SIZE = re.compile(r"(\d+)\s*([KMGT]?)(i?B)?", re.IGNORECASE)
+_SIZE_SHIFT = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+_TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|)")
+_TIME_UNIT = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_address(text: str) -> Address:
+    """`:1234` or `1234` means loopback; any other host must be written out. IPv6 addresses go in brackets."""
+    host, _, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise argparse.ArgumentTypeError(f"{text!r}: an IPv6 address goes in brackets, e.g. [::1]:1234")
+    if not re.fullmatch("[0-9]{1,5}", port) or not 0 <= int(port) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no address; expected :PORT or HOST:PORT, e.g. :1234")
+    return Address(host or LOOPBACK, int(port))
+
+
+def parse_size(text: str) -> int:
+    """Bytes from `512M`, `1G`, `300MiB` or a plain number of bytes."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or not int(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; expected a number with K, M or G, e.g. 512M")
+    return int(match[1]) << _SIZE_SHIFT[match[2].upper()]
+
+
+def parse_time(text: str) -> float:
+    """Seconds from `30s`, `5m`, `500ms`, `1h` or a plain number of seconds."""
+    match = _TIME.fullmatch(text.strip())
+    if match is None or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; expected a number with ms, s, m or h, e.g. 30s")
+    return float(match[1]) * _TIME_UNIT[match[2]]
+
+
+def parse_cid(text: str) -> int:
+    """A context id that an enclave may have: 0 to 3 are the hypervisor, the local one, host and parent."""
+    if not re.fullmatch("[0-9]{1,10}", text) or not 4 <= int(text) < 0xFFFF_FFFF:
+        raise argparse.ArgumentTypeError(f"{text!r} is no enclave's context id; expected 4 to 4294967294")
+    return int(text)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see enclavedbg --help)")
+
+    def format_help(self) -> str:
+        return HELP
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser for all arguments; HELP above is its help."""
+    top = _Parser(prog="enclavedbg", allow_abbrev=False)
+    top.add_argument("verb", nargs="?", choices=["demo"], metavar="demo")
+    top.add_argument("--eif", type=Path)
+    top.add_argument("--gdb", type=parse_address)
+    top.add_argument("--wait", action="store_true")
+    top.add_argument("--memory", type=parse_size)
+    top.add_argument("--cpu", choices=["auto", "soft", "kvm"], default="auto")
+    top.add_argument("--cid", type=parse_cid, default=16)
+    top.add_argument("--debug-mode", action="store_true")
+    top.add_argument("--vsock", type=Path)
+    top.add_argument("--console", type=Path)
+    top.add_argument("--no-shell", dest="shell", action="store_false")
+    top.add_argument("--timeout", type=parse_time)
+    top.add_argument("--version", action="version", version=f"enclavedbg {__version__}")
+    return top
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Options from arguments; raises UsageError, or SystemExit for --help and --version."""
+    top = parser()
+    options = Options(**vars(top.parse_args(arguments)))
+    if options.verb == "demo" and options.eif is not None:
+        raise UsageError("demo brings its own image; leave out --eif, or leave out demo to run yours")
+    if options.verb is None and options.eif is None:
+        raise UsageError("nothing to run; name an image with --eif FILE, or try: enclavedbg demo")
+    return options
+
+
+def execute(options: Options) -> int:
+    """Do what the options say, until its end; the exit status."""
+    if options.verb == "demo":
+        from enclavedbg.demo import run_demo
+
+        return run_demo(options)
+    from enclavedbg.runner import run
+
+    return run(options)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `enclavedbg`."""
+    try:
+        return execute(parse(sys.argv[1:] if arguments is None else arguments))
+    except EnclaveDbgError as error:
+        print(f"enclavedbg: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141

@@ -1,0 +1,53 @@
+"""What a run is asked to do: the command line's answer, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from enclavedbg.errors import EnclaveDbgError
+
+LOOPBACK = "127.0.0.1"
+
+
+class UsageError(EnclaveDbgError):
+    """The command line is not understood."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where gdb may connect. `public` when it reaches beyond this machine."""
+
+    host: str
+    port: int
+
+    @property
+    def public(self) -> bool:
+        import ipaddress
+
+        try:
+            return not ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host != "localhost"
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to run and how. `memory` in bytes, `timeout` in seconds."""
+
+    verb: str | None = None
+    eif: Path | None = None
+    gdb: Address | None = None
+    wait: bool = False
+    memory: int | None = None
+    cpu: Literal["auto", "soft", "kvm"] = "auto"
+    cid: int = 16
+    debug_mode: bool = False
+    vsock: Path | None = None
+    console: Path | None = None
+    shell: bool = True
+    timeout: float | None = None

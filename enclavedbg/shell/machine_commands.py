@@ -1,0 +1,218 @@
+"""Commands about the processor: stop and go, registers, memory, code, stack, breakpoints, symbols."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from enclavedbg.errors import GuestFault, SymbolError
+from enclavedbg.machine.cpu.state import CpuState
+from enclavedbg.shell.session import Session, register_value
+from enclavedbg.shell.table import CommandError, CommandTable
+from enclavedbg.shell.text import Text, hexdump, joined, lines
+
+MEMORY_LIMIT = 1 << 16
+"""Bytes that one `mem` shows at most."""
+
+LONGEST_INSTRUCTION = 15
+_TARGET = re.compile(r"^0x[0-9a-f]+$")
+
+COMMANDS = CommandTable()
+
+
+@COMMANDS.add("stop", "interrupt")
+async def stop(session: Session, words: list[str]) -> Text:
+    """Stop the machine; guest time stands still."""
+    if not session.target.running:
+        return [("", "It is stopped already: "), *await where(session)]
+    await session.until_stopped(session.target.interrupt)
+    return await where(session)
+
+
+@COMMANDS.add("continue", "c", "cont")
+async def resume(session: Session, words: list[str]) -> Text:
+    """Let the machine run on."""
+    if session.target.running:
+        return lines("It is running.")
+    session.target.resume()
+    return []
+
+
+@COMMANDS.add("step", "s", "si", usage="[COUNT]")
+async def step(session: Session, words: list[str]) -> Text:
+    """Execute one instruction, or COUNT of them."""
+    count = number(words[0], "a count") if words else 1
+    if session.target.running:
+        raise CommandError("the machine is running; stop it first")
+    for _ in range(max(1, min(count, 10_000))):
+        await session.until_stopped(session.target.step)
+    return await where(session)
+
+
+@COMMANDS.add("regs", "registers", usage="[all]", completes="all")
+async def regs(session: Session, words: list[str]) -> Text:
+    """Show the general registers, or all with segments, control and model registers in words."""
+    state = session.target.state()
+    if words == ["all"]:
+        from enclavedbg.gdbstub.monitor import show_registers
+
+        return lines(show_registers(state))
+    if words:
+        raise CommandError("expected: regs [all]")
+    rows: list[Text] = []
+    names = list(state.regs)
+    for row in range(0, len(names), 4):
+        line: Text = []
+        for name in names[row : row + 4]:
+            line += [("name", f"{name:>4} "), ("", f"{state.regs[name]:016x}  ")]
+        rows.append(line)
+    rows.append([("name", " rip "), ("", f"{state.rip:016x}  "), ("code", await session.describe(state.rip))])
+    rows.append(
+        [("name", " rfl "), ("", f"{state.rflags:016x}  "), ("name", f"cr3 {state.cr3:x}  "), ("", privilege(state))]
+    )
+    return joined(rows)
+
+
+@COMMANDS.add("mem", "x", usage="[p:]ADDRESS [LENGTH]", completes="address")
+async def mem(session: Session, words: list[str]) -> Text:
+    """Show memory at an address as the CPU sees it; p:ADDRESS is guest physical."""
+    if not 1 <= len(words) <= 2:
+        raise CommandError("expected: mem [p:]ADDRESS [LENGTH], e.g. mem linux_banner 128")
+    length = number(words[1], "a length in bytes") if len(words) == 2 else 128
+    if not 0 < length <= MEMORY_LIMIT:
+        raise CommandError(f"a length of {length} bytes: expected 1 to {MEMORY_LIMIT}")
+    physical = words[0].startswith("p:")
+    address = await session.address(words[0].removeprefix("p:"))
+    read = session.target.read_physical if physical else session.target.read_virtual
+    data = read(address, length)
+    text = hexdump(address, data)
+    if len(data) < length:
+        text += lines(f"{address + len(data):016x}  nothing is mapped here", "warn")
+    return text
+
+
+@COMMANDS.add("dis", "disassemble", usage="[ADDRESS] [COUNT]", completes="address")
+async def dis(session: Session, words: list[str]) -> Text:
+    """Disassemble COUNT instructions (10), from the next one or from an address."""
+    if len(words) > 2:
+        raise CommandError("expected: dis [ADDRESS] [COUNT], e.g. dis start_kernel 20")
+    state = session.target.state()
+    address = await session.address(words[0]) if words else state.rip
+    count = number(words[1], "a count") if len(words) == 2 else 10
+    return await disassembly(session, state, address, max(1, min(count, 1000)))
+
+
+@COMMANDS.add("bt", "backtrace", "where")
+async def bt(session: Session, words: list[str]) -> Text:
+    """Show the kernel's call chain."""
+    frames = await session.backtrace()
+    return joined(
+        [("dim", f"#{n:<3}"), ("", f"{address:016x}  "), ("code", name)] for n, (address, name) in enumerate(frames)
+    )
+
+
+@COMMANDS.add("break", "b", usage="[ADDRESS]", completes="address")
+async def break_(session: Session, words: list[str]) -> Text:
+    """Stop when the CPU comes to an address; without one, list the breakpoints."""
+    if not words:
+        if not session.breakpoints:
+            return lines("There are no breakpoints.")
+        return joined(
+            [("name", f"{point.number:3}  "), ("", f"{point.address:016x}  "), ("code", point.text)]
+            for point in session.breakpoints.values()
+        )
+    text = "".join(words)
+    address = await session.address(text)
+    point = session.add_breakpoint(address, await session.describe(address))
+    return lines(f"Breakpoint {point.number} at {address:#x} ({point.text})")
+
+
+@COMMANDS.add("delete", "d", usage="[NUMBER]")
+async def delete(session: Session, words: list[str]) -> Text:
+    """Take away a breakpoint of this shell, or all of them."""
+    numbers = [number(word, "a breakpoint's number") for word in words] or list(session.breakpoints)
+    gone = [session.remove_breakpoint(n) for n in numbers]
+    return lines("\n".join(f"Breakpoint {point.number} ({point.text}) is gone" for point in gone))
+
+
+@COMMANDS.add("sym", "symbol", "info", usage="NAME|ADDRESS", completes="address")
+async def sym(session: Session, words: list[str]) -> Text:
+    """Find kernel symbols: by the beginning of a name, or what lies at an address."""
+    if len(words) != 1:
+        raise CommandError("expected: sym NAME or sym ADDRESS")
+    symbols = await session.symbols()
+    word = words[0]
+    if word.startswith("$") or word[:1].isdigit():
+        address = await session.address(word)
+        return lines(f"{address:#x} is {symbols.describe(address)}")
+    rows: list[Text] = []
+    for name in symbols.complete(word, limit=30):
+        symbol = symbols.symbol(name)
+        assert symbol is not None
+        rows.append([("", f"{symbol.address:016x} "), ("dim", f"{symbol.type} {symbol.size:6}  "), ("code", name)])
+    return joined(rows) if rows else lines(f"No symbol begins with {word!r}.")
+
+
+def number(word: str, what: str) -> int:
+    """A number that a person typed, decimal or 0x...; raises CommandError."""
+    try:
+        value = int(word, 0)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise CommandError(f"{word!r} is not {what}")
+    return value
+
+
+def privilege(state: CpuState) -> str:
+    """Where the CPU is, in words."""
+    return {0: "kernel", 3: "user program"}.get(state.cpl, f"ring {state.cpl}") + (", halted" if state.halted else "")
+
+
+async def where(session: Session) -> Text:
+    """The next instruction: address, symbol, disassembly."""
+    state = session.target.state()
+    return await disassembly(session, state, state.rip, 1)
+
+
+async def disassembly(session: Session, state: CpuState, address: int, count: int) -> Text:
+    """`count` instructions from an address, branch targets named."""
+    import capstone
+
+    mode = capstone.CS_MODE_64 if state.segments["cs"].long_mode_code else capstone.CS_MODE_32
+    machine = capstone.Cs(capstone.CS_ARCH_X86, mode)
+    try:
+        code = session.target.read_virtual(address, count * LONGEST_INSTRUCTION)
+    except GuestFault:
+        return [("", f"{address:016x}  "), ("warn", "nothing is mapped here\n")]
+    try:
+        symbols = await session.symbols()
+    except SymbolError:
+        symbols = None
+    rows: list[Text] = []
+    last = ""
+    at = address
+    for instruction in machine.disasm(code, address, count):
+        found = symbols.lookup(instruction.address) if symbols else None
+        if found and found[0] != last:
+            last = found[0]
+            rows.append([("code", f"{symbols.describe(instruction.address) if symbols else ''}:")])
+        rows.append(_instruction(instruction, symbols, state.rip))
+        at = instruction.address + instruction.size
+    if not rows or (len(rows) < count and at < address + len(code) - LONGEST_INSTRUCTION):
+        rows.append([("", f"   {at:016x}  "), ("warn", f"no instruction: {code[at - address :][:8].hex(' ')}")])
+    return joined(rows)
+
+
+def _instruction(instruction: Any, symbols: Any, rip: int) -> Text:
+    mark = "=> " if instruction.address == rip else "   "
+    line: Text = [
+        ("value" if mark.strip() else "", f"{mark}{instruction.address:016x}  "),
+        ("", f"{instruction.mnemonic} {instruction.op_str}".rstrip()),
+    ]
+    if symbols is not None and _TARGET.match(instruction.op_str):
+        line.append(("code", f"  {symbols.describe(int(instruction.op_str, 16))}"))
+    return line
+
+
+__all__ = ["COMMANDS", "disassembly", "number", "privilege", "register_value", "where"]

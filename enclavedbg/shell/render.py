@@ -1,0 +1,41 @@
+"""Events as lines for a person."""
+
+from __future__ import annotations
+
+from enclavedbg.machine.events import Record
+from enclavedbg.shell.text import Text, seconds
+
+_STYLES = {
+    "console": "",
+    "boot": "good",
+    "warning": "warn",
+    "stop": "value",
+    "resume": "dim",
+    "verdict": "value",
+    "nsm": "name",
+    "vsock": "code",
+}
+
+ALWAYS = ("stop", "resume", "warning", "verdict")
+"""Kinds that are shown live whatever the person chose."""
+
+
+def event_line(record: Record) -> Text:
+    """`   1.234 kind  what happened`, in the colour of its kind."""
+    kind = record.event.kind
+    style = _STYLES.get(kind.partition(".")[0], "")
+    if kind == "verdict":
+        style = "good" if getattr(record.event, "exit_status", 1) == 0 else "bad"
+    label = "" if kind == "console" else f"{kind}: "
+    # A summary may hold what the guest sent; the console's own escaping does not cover the other kinds.
+    text = "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in _summary(record))
+    return [("dim", f"{seconds(record.guest_ns)} "), (style, f"{label}{text}")]
+
+
+def _summary(record: Record) -> str:
+    return record.event.summary().rstrip("\n")
+
+
+def wanted(kind: str, kinds: set[str]) -> bool:
+    """Whether an event of this kind is to be shown: its name or a beginning of it (`vsock`) was chosen."""
+    return kind in ALWAYS or any(kind == chosen or kind.startswith(chosen + ".") for chosen in kinds)

@@ -1,0 +1,225 @@
+"""What the commands share: the enclave, its kernel's symbols, the person's breakpoints, and waiting for stops."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from enclavedbg.errors import SymbolError
+from enclavedbg.machine.cpu.state import CpuState
+from enclavedbg.machine.events import EventStream, GuestStopped, Record
+from enclavedbg.shell.table import CommandError
+
+if TYPE_CHECKING:
+    from enclavedbg.eif import EifImage, Measurements
+    from enclavedbg.kernel.symbols import KernelSymbols
+    from enclavedbg.machine.clock import Clock
+    from enclavedbg.machine.console import Console
+    from enclavedbg.machine.debug import DebugTarget
+    from enclavedbg.machine.memory import GuestMemory
+    from enclavedbg.machine.verdict import Verdict
+    from enclavedbg.nsm.module import SecureModule
+    from enclavedbg.vsock.switch import VsockSwitch
+
+OWNER = "shell"
+"""Whose breakpoints ours are, to the machine."""
+
+STOP_SECONDS = 5.0
+
+_TERM = re.compile(r"\s*([+-]?)\s*([^\s+-]+)")
+
+
+class EnclaveView(Protocol):
+    """What the shell sees of an enclave; `machine.enclave.Enclave` has this shape."""
+
+    @property
+    def events(self) -> EventStream: ...
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def memory(self) -> GuestMemory: ...
+    @property
+    def console(self) -> Console: ...
+    @property
+    def image(self) -> EifImage: ...
+    @property
+    def measurements(self) -> Measurements: ...
+    @property
+    def kernel_elf(self) -> bytes: ...
+    @property
+    def nsm(self) -> SecureModule: ...
+    @property
+    def vsock(self) -> VsockSwitch: ...
+    @property
+    def debug(self) -> DebugTarget: ...
+    @property
+    def verdict(self) -> Verdict | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Breakpoint:
+    """A breakpoint set here: its address and how the person named it."""
+
+    number: int
+    address: int
+    text: str
+
+
+class Session:
+    """One person's look at one enclave. All methods belong to the event loop.
+
+    `notes` are facts for `status` that the enclave does not know itself, such as gdb's address.
+    """
+
+    def __init__(self, enclave: EnclaveView, *, notes: dict[str, str] | None = None) -> None:
+        self.enclave = enclave
+        self.notes = notes or {}
+        self.breakpoints: dict[int, Breakpoint] = {}
+        self.ended = asyncio.Event()
+        """Set by `quit`."""
+        self.live: set[str] = {"boot", "console", "nsm", "vsock.connection", "vsock.heartbeat"}
+        """Kinds of events shown as they happen; stops, warnings and the verdict always are."""
+        self._symbols: asyncio.Task[KernelSymbols] | None = None
+        self._next_number = 1
+
+    @property
+    def target(self) -> DebugTarget:
+        return self.enclave.debug
+
+    # --- symbols and addresses
+
+    async def symbols(self) -> KernelSymbols:
+        """The kernel's symbols, read once, beside the loop; raises SymbolError when there are none."""
+        return await asyncio.shield(self.start_symbols())
+
+    def start_symbols(self) -> asyncio.Task[KernelSymbols]:
+        """Begin to read the symbols, unless that has begun."""
+        if self._symbols is None:
+            self._symbols = asyncio.create_task(asyncio.to_thread(self._read_symbols))
+            self._symbols.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self._symbols
+
+    def _read_symbols(self) -> KernelSymbols:
+        from enclavedbg.kernel.symbols import KernelSymbols
+
+        return KernelSymbols.from_vmlinux(self.enclave.kernel_elf)
+
+    def known_symbols(self) -> KernelSymbols | None:
+        """The symbols if they are there already."""
+        task = self._symbols
+        if task is None or not task.done() or task.cancelled() or task.exception() is not None:
+            return None
+        return task.result()
+
+    async def describe(self, address: int) -> str:
+        """`name+0x1c`, or plain hex when the kernel has no name for it."""
+        try:
+            return (await self.symbols()).describe(address)
+        except SymbolError:
+            return f"{address:#x}"
+
+    async def address(self, text: str) -> int:
+        """The address that a person's expression means: symbols, $registers and numbers, added or subtracted."""
+        total = 0
+        at = 0
+        for match in _TERM.finditer(text):
+            if match.start() != at or (at and not match[1]):
+                break
+            value = await self._value(match[2])
+            total += -value if match[1] == "-" else value
+            at = match.end()
+        if not text.strip() or at != len(text.rstrip()):
+            raise CommandError(f"{text!r} is no address; expected e.g. start_kernel, do_exit+0x10, $rsp or 0xffff...")
+        return total & 0xFFFF_FFFF_FFFF_FFFF
+
+    async def _value(self, word: str) -> int:
+        if word.startswith("$"):
+            return register_value(self.target.state(), word[1:].lower())
+        try:
+            return int(word, 0)
+        except ValueError:
+            pass
+        address = (await self.symbols()).address(word)
+        if address is None:
+            raise CommandError(f"the kernel has no symbol {word!r}; `sym {word[:4]}` lists similar names")
+        return address
+
+    # --- stops
+
+    async def until_stopped(self, action: Callable[[], None]) -> GuestStopped:
+        """Do `action` and wait for the stop that follows it; raises CommandError after five seconds without one."""
+        loop = asyncio.get_running_loop()
+        stopped: asyncio.Future[GuestStopped] = loop.create_future()
+
+        def tell(event: GuestStopped) -> None:
+            if not stopped.done():
+                stopped.set_result(event)
+
+        def listen(record: Record) -> None:
+            if isinstance(record.event, GuestStopped):
+                loop.call_soon_threadsafe(tell, record.event)
+
+        unsubscribe = self.enclave.events.subscribe(listen)
+        try:
+            action()
+            return await asyncio.wait_for(stopped, STOP_SECONDS)
+        except TimeoutError:
+            raise CommandError(f"the machine did not stop within {STOP_SECONDS:.0f} s; try `stop` again") from None
+        finally:
+            unsubscribe()
+
+    def add_breakpoint(self, address: int, text: str) -> Breakpoint:
+        """Set a breakpoint and give it a number."""
+        self.target.add_breakpoint(address, owner=OWNER)
+        point = Breakpoint(self._next_number, address, text)
+        self._next_number += 1
+        self.breakpoints[point.number] = point
+        return point
+
+    def remove_breakpoint(self, number: int) -> Breakpoint:
+        """Take a breakpoint away; raises CommandError when there is none of that number."""
+        point = self.breakpoints.pop(number, None)
+        if point is None:
+            raise CommandError(f"there is no breakpoint {number}; `break` lists them")
+        if all(other.address != point.address for other in self.breakpoints.values()):
+            self.target.remove_breakpoint(point.address, owner=OWNER)
+        return point
+
+    def close(self) -> None:
+        """Stop reading symbols; the machine keeps no breakpoint of ours."""
+        if self._symbols is not None:
+            self._symbols.cancel()
+        self.target.clear_owner(OWNER)
+
+
+REGISTER_NAMES = (
+    "rip",
+    "rsp",
+    "rbp",
+    "rax",
+    "rbx",
+    "rcx",
+    "rdx",
+    "rsi",
+    "rdi",
+    *(f"r{n}" for n in range(8, 16)),
+    "cr3",
+)
+"""What `$` may be followed by, besides."""
+
+
+def register_value(state: CpuState, name: str) -> int:
+    """A register by name: general ones, rip, pc, sp, eflags, control registers, segment bases."""
+    name = {"pc": "rip", "sp": "rsp", "fp": "rbp"}.get(name, name)
+    if name in state.regs:
+        return state.regs[name]
+    if name in ("eflags", "rflags"):
+        return state.rflags
+    if name in ("rip", "cr0", "cr2", "cr3", "cr4", "cr8", "efer"):
+        return int(getattr(state, name))
+    if name in ("fs_base", "gs_base"):
+        return state.segments[name[:2]].base
+    raise CommandError(f"there is no register ${name}; expected e.g. $rip, $rax, $cr3, $gs_base")
