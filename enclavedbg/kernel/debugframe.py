@@ -41,7 +41,7 @@ DW_CFA_ADVANCE_LOC, DW_CFA_OFFSET = 0x40, 0x80
 DW_CFA_ADVANCE_LOC1, DW_CFA_ADVANCE_LOC2, DW_CFA_ADVANCE_LOC4 = 2, 3, 4
 DW_CFA_UNDEFINED, DW_CFA_SAME_VALUE, DW_CFA_DEF_CFA = 7, 8, 0xC
 DW_CFA_DEF_CFA_EXPRESSION, DW_CFA_EXPRESSION = 0xF, 0x10
-DW_CFA_OFFSET_EXTENDED_SF, DW_CFA_DEF_CFA_SF = 0x11, 0x12
+DW_CFA_OFFSET_EXTENDED_SF, DW_CFA_DEF_CFA_SF, DW_CFA_VAL_EXPRESSION = 0x11, 0x12, 0x16
 DW_OP_DEREF, DW_OP_CONSTS, DW_OP_PLUS, DW_OP_BREG0 = 6, 0x11, 0x22, 0x70
 
 
@@ -51,7 +51,7 @@ class FrameKind(IntEnum):
     NONE = 0
     CALL = 1
     SWITCH = 2
-    """A call whose caller is on another stack: gdb stops at a stack that jumps back unless told of a signal."""
+    """A call made after changing to another stack, which holds the old stack pointer at its top."""
     REGS = 3
     INTERRUPTED = 4
     PARTIAL = 5
@@ -82,7 +82,7 @@ def debug_frame(table: OrcTable, *, callers: Iterable[tuple[int, int]] = ()) -> 
     """The `.debug_frame` section for a whole kernel, addresses as linked.
 
     `callers` are (start, end) of code that saves registers on being called, not interrupted, whatever ORC says:
-    system call entries. There the saved rip follows a complete instruction.
+    system call entries. There the saved rip follows a complete instruction, and gdb can show the entry's name.
     """
     return _Writer(table, sorted(callers)).section()
 
@@ -145,17 +145,19 @@ class _Writer:
         assert new is not None
         if new.type is OrcType.END_OF_STACK:
             return b""
-        cfa, rbp = _cfa(new), _rbp(new)
-        if old is None:
-            # These are the first rules of the common entries.
-            return (cfa if cfa != _CFA_AT_CALL else b"") + (rbp if rbp != _rbp_at_start(new) else b"")
-        return (cfa if cfa != _cfa(old) else b"") + (rbp if rbp != _rbp(old) else b"")
+        before = (_CFA_AT_CALL, b"", b"", _rbp_at_start(new)) if old is None else _rules(old)
+        return b"".join(now for now, then in zip(_rules(new), before, strict=True) if now != then)
 
     def _add_cie(self, kind: FrameKind) -> int:
         body = struct.pack("<IB", CIE_ID, 1)
         # "S" tells a debugger that the caller was interrupted at its rip, and did not call.
-        signal = kind in (FrameKind.SWITCH, FrameKind.INTERRUPTED, FrameKind.PARTIAL)
-        body += (b"zS\0" if signal else b"z\0") + uleb(1) + sleb(DATA_ALIGN) + bytes([RIP]) + uleb(0)
+        body += (
+            (b"zS\0" if kind in (FrameKind.INTERRUPTED, FrameKind.PARTIAL) else b"z\0")
+            + uleb(1)
+            + sleb(DATA_ALIGN)
+            + bytes([RIP])
+            + uleb(0)
+        )
         body += _common_rules(kind)
         place = self._size
         self._add(body)
@@ -178,8 +180,7 @@ class _Writer:
 def _kind(entry: OrcEntry) -> FrameKind:
     match entry.type:
         case OrcType.CALL:
-            indirect = entry.sp_register in (OrcRegister.SP_INDIRECT, OrcRegister.BP_INDIRECT)
-            return FrameKind.SWITCH if indirect else FrameKind.CALL
+            return FrameKind.SWITCH if entry.sp_register is OrcRegister.SP_INDIRECT else FrameKind.CALL
         case OrcType.REGS:
             return FrameKind.INTERRUPTED if entry.signal else FrameKind.REGS
         case OrcType.REGS_PARTIAL:
@@ -214,13 +215,32 @@ def _saved(registers: tuple[int | None, ...]) -> bytes:
     )
 
 
+def _rules(entry: OrcEntry) -> tuple[bytes, bytes, bytes, bytes]:
+    """The rules for the frame address, rip, rsp and rbp; empty where the common entry has them already.
+
+    The frame address is ORC's "previous sp", except after a change of stacks: gdb takes a caller at a lower address
+    for a corrupt stack, so there it stays on the new stack, and the old one appears in the registers only.
+    """
+    if entry.sp_register is not OrcRegister.SP_INDIRECT:
+        return _cfa(entry), b"", b"", _rbp(entry)
+    rbp = bytes([DW_CFA_SAME_VALUE, RBP])
+    if entry.bp_register is OrcRegister.PREV_SP:
+        rbp = _expression([DW_CFA_EXPRESSION, RBP], RSP, 0, then=_deref_plus(entry.sp_offset + entry.bp_offset))
+    elif entry.bp_register is OrcRegister.BP:
+        rbp = _rbp(entry)
+    return (
+        _CFA_AT_CALL,
+        _expression([DW_CFA_EXPRESSION, RIP], RSP, 0, then=_deref_plus(entry.sp_offset - 8)),
+        _expression([DW_CFA_VAL_EXPRESSION, RSP], RSP, 0, then=_deref_plus(entry.sp_offset)),
+        rbp,
+    )
+
+
 def _cfa(entry: OrcEntry) -> bytes:
     """The rule for the canonical frame address, which is ORC's "previous sp"."""
     match entry.sp_register:
-        case OrcRegister.SP_INDIRECT:
-            return _expression(DW_CFA_DEF_CFA_EXPRESSION, RSP, 0, then=bytes([DW_OP_DEREF]) + _plus(entry.sp_offset))
         case OrcRegister.BP_INDIRECT:
-            return _expression(DW_CFA_DEF_CFA_EXPRESSION, RBP, entry.sp_offset, then=bytes([DW_OP_DEREF]))
+            return _expression([DW_CFA_DEF_CFA_EXPRESSION], RBP, entry.sp_offset, then=bytes([DW_OP_DEREF]))
         case OrcRegister.SP | OrcRegister.BP:
             register, offset = BASE_REGISTER[entry.sp_register], entry.sp_offset
         case _:
@@ -228,20 +248,20 @@ def _cfa(entry: OrcEntry) -> bytes:
     if offset >= 0:
         return bytes([DW_CFA_DEF_CFA, register]) + uleb(offset)
     if offset % DATA_ALIGN:
-        return _expression(DW_CFA_DEF_CFA_EXPRESSION, register, offset)
+        return _expression([DW_CFA_DEF_CFA_EXPRESSION], register, offset)
     return bytes([DW_CFA_DEF_CFA_SF, register]) + sleb(offset // DATA_ALIGN)
 
 
 def _rbp(entry: OrcEntry) -> bytes:
     match entry.bp_register:
         case OrcRegister.PREV_SP if entry.bp_offset % DATA_ALIGN:
-            return _expression(bytes([DW_CFA_EXPRESSION, RBP]), None, entry.bp_offset)
+            return _expression([DW_CFA_EXPRESSION, RBP], None, entry.bp_offset)
         case OrcRegister.PREV_SP if entry.bp_offset <= 0:
             return bytes([DW_CFA_OFFSET | RBP]) + uleb(entry.bp_offset // DATA_ALIGN)
         case OrcRegister.PREV_SP:
             return bytes([DW_CFA_OFFSET_EXTENDED_SF, RBP]) + sleb(entry.bp_offset // DATA_ALIGN)
         case OrcRegister.BP:
-            return _expression(bytes([DW_CFA_EXPRESSION, RBP]), RBP, entry.bp_offset)
+            return _expression([DW_CFA_EXPRESSION, RBP], RBP, entry.bp_offset)
         case _:
             return _rbp_at_start(entry)
 
@@ -253,12 +273,15 @@ def _rbp_at_start(entry: OrcEntry) -> bytes:
     return bytes([DW_CFA_SAME_VALUE, RBP])
 
 
-def _expression(operation: int | bytes, register: int | None, offset: int, *, then: bytes = b"") -> bytes:
-    """An expression rule: register + offset, or offset from the frame address, then more."""
+def _expression(rule: list[int], register: int | None, offset: int, *, then: bytes = b"") -> bytes:
+    """A rule by expression: register + offset, or offset from the frame address, then more."""
     code = bytes([DW_OP_BREG0 + register]) + sleb(offset) if register is not None else _plus(offset)
     code += then
-    head = bytes([operation]) if isinstance(operation, int) else operation
-    return head + uleb(len(code)) + code
+    return bytes(rule) + uleb(len(code)) + code
+
+
+def _deref_plus(offset: int) -> bytes:
+    return bytes([DW_OP_DEREF]) + _plus(offset)
 
 
 def _plus(offset: int) -> bytes:

@@ -36,6 +36,7 @@ SYSTEM_CALL_ENTRIES = ("entry_SYSCALL_64", "entry_SYSCALL_compat", "entry_SYSENT
 
 GLOBALS = {
     "boot_cpu_data": "struct cpuinfo_x86",
+    "const_pcpu_hot": "struct pcpu_hot",
     "current_task": "struct task_struct *",
     "init_cred": "struct cred",
     "init_mm": "struct mm_struct",
@@ -155,16 +156,18 @@ def _frame_section(symbols: KernelSymbols) -> list[_OutSection]:
     except SymbolError as error:
         log.info("no unwind information in the symbol file: %s", error)
         return []
-    callers = []
-    for name in SYSTEM_CALL_ENTRIES:
-        # Its inner labels are symbols of their own: it ends where the next function of another name begins.
-        start = symbols.address(name)
-        if start is not None:
-            end = start
-            while (found := symbols.symbol_after(end)) is not None and found.name.startswith(name):
-                end = found.address
-            callers.append((start, found.address if found is not None else end))
-    return [_OutSection(".debug_frame", SHT_PROGBITS, contents=debug_frame(table, callers=callers), alignment=8)]
+    contents = debug_frame(table, callers=[_span(symbols, name) for name in SYSTEM_CALL_ENTRIES])
+    return [_OutSection(".debug_frame", SHT_PROGBITS, contents=contents, alignment=8)]
+
+
+def _span(symbols: KernelSymbols, name: str) -> tuple[int, int]:
+    """(start, end) of assembly code whose inner labels are symbols that begin with its name; empty when absent."""
+    start = end = symbols.address(name) or 0
+    while start and (found := symbols.symbol_after(end)) is not None:
+        end = found.address
+        if not found.name.startswith(name):
+            break
+    return start, end
 
 
 def _type_sections(symbols: KernelSymbols) -> list[_OutSection]:
