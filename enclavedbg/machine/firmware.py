@@ -21,7 +21,7 @@ from enclavedbg.machine.boot.acpi import VirtioWindow, build_tables
 from enclavedbg.machine.boot.bootparams import Placement, boot_params, memory_map
 from enclavedbg.machine.boot.bzimage import BzImage, UnpackedKernel, parse_bzimage, unpack_kernel
 from enclavedbg.machine.boot.cpustate import entry_state
-from enclavedbg.machine.boot.elf import KernelElf, load_kernel, parse_kernel_elf
+from enclavedbg.machine.boot.elf import KernelElf, check_fit, load_kernel, parse_kernel_elf
 from enclavedbg.machine.boot.placement import memory_needed, place_initrd, too_little_memory
 from enclavedbg.machine.cpu.state import CpuState
 from enclavedbg.machine.events import BootStage, Event
@@ -179,6 +179,7 @@ class Firmware:
         needed = _memory_needed(image, kernel_end=elf.end)
         if self._memory.size < needed:
             raise too_little_memory(needed, self._memory.size)
+        check_fit(elf, self._memory)
         size = sum(_padded(len(ramdisk)) for ramdisk in image.ramdisks)
         if size == 0:
             return None

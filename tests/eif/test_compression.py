@@ -128,7 +128,7 @@ def test_unknown_and_unsupported() -> None:
 
 
 @given(st.sampled_from(NAMES), st.binary(max_size=400), st.integers(0, 500))
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)
 def test_any_data_round_trips_within_its_limit(name: str, data: bytes, limit: int) -> None:
     if name == "lz4" and not data:
         return  # the format cannot hold nothing
@@ -144,7 +144,7 @@ SMALL = {name: compress(TEXT[:3000]) for name, compress in COMPRESSORS.items()}
 
 
 @given(st.sampled_from(NAMES), st.data())
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_mutations_are_ours(name: str, data: st.DataObject) -> None:
     packed = bytearray(SMALL[name])
     at = data.draw(st.integers(0, min(len(packed) - 1, 200)))
@@ -154,7 +154,7 @@ def test_mutations_are_ours(name: str, data: st.DataObject) -> None:
 
 
 @given(st.sampled_from(NAMES), st.binary(max_size=100))
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_rubbish_behind_a_magic_is_ours(name: str, rubbish: bytes) -> None:
     with contextlib.suppress(EifError):
         unpack(SMALL[name][:6] + rubbish, limit=4000)

@@ -32,7 +32,7 @@ ENTRIES = st.builds(
 
 
 @given(st.lists(ENTRIES, max_size=5))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_what_is_written_is_read(entries: list[CpioEntry]) -> None:
     archive = write_newc(entries)
     assert len(archive) % 4 == 0
@@ -129,14 +129,14 @@ def test_number_of_entries_is_bounded() -> None:
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_any_bytes_give_entries_or_our_error(data: bytes) -> None:
     with contextlib.suppress(EifError):
         read_newc(data)
 
 
 @given(st.lists(ENTRIES, min_size=1, max_size=3), st.data())
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_mutated_archives_give_entries_or_our_error(entries: list[CpioEntry], data: st.DataObject) -> None:
     archive = bytearray(write_newc(entries))
     at = data.draw(st.integers(0, len(archive) - 1))

@@ -42,7 +42,7 @@ def test_pcr2_without_second_ramdisk_is_the_extended_empty_digest() -> None:
 
 
 @given(st.lists(st.binary(max_size=20), max_size=5), st.integers(0, 6), st.integers(0, 7))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_file_order_decides(ramdisks: list[bytes], cmdline_at: int, metadata_at: int) -> None:
     sections: list[tuple[int, bytes]] = [(KERNEL, b"kernel"), *((RAMDISK, r) for r in ramdisks)]
     sections.insert(cmdline_at, (CMDLINE, b"cmdline"))

@@ -101,7 +101,7 @@ def test_order_is_free_but_for_ramdisks() -> None:
     ramdisks=st.lists(st.binary(max_size=50), max_size=4),
     metadata=st.none() | st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=3),
 )
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_what_is_written_is_read(
     kernel: bytes, cmdline: bytes, ramdisks: list[bytes], metadata: dict[str, object] | None
 ) -> None:
@@ -181,7 +181,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=700))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_any_bytes_are_refused_as_ours(data: bytes) -> None:
     for candidate in (data, b".eif" + data, V[:40] + data, V[:HEADER_SIZE] + data):
         with contextlib.suppress(EifError):
@@ -189,7 +189,7 @@ def test_any_bytes_are_refused_as_ours(data: bytes) -> None:
 
 
 @given(st.data())
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_mutated_images_give_an_image_or_our_error(data: st.DataObject) -> None:
     file = bytearray(V)
     for _ in range(data.draw(st.integers(1, 3))):

@@ -138,7 +138,7 @@ GOOD = section(PEM, cose(KEY, 1, PCR0))
 
 
 @given(st.binary(max_size=64))
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_any_bytes_are_refused_as_ours(data: bytes) -> None:
     with contextlib.suppress(EifError):
         verify_signature(read_signature(data), PCR0)
@@ -147,7 +147,7 @@ def test_any_bytes_are_refused_as_ours(data: bytes) -> None:
 
 
 @given(st.integers(0, len(GOOD) - 1), st.binary(max_size=4))
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 def test_mutations_are_refused_as_ours(at: int, new: bytes) -> None:
     with contextlib.suppress(EifError):
         verify_signature(read_signature(GOOD[:at] + new + GOOD[at + len(new) :]), PCR0)

@@ -90,17 +90,19 @@ def parse_kernel_elf(data: bytes) -> KernelElf:
     return KernelElf(data, entry, tuple(segments))
 
 
-def load_kernel(kernel: KernelElf, memory: GuestMemory) -> None:
-    """Copy the segments into guest memory and zero what their files leave out.
-
-    Raises MachineError when one lies outside RAM or over the boot structures below 1 MiB.
-    """
+def check_fit(kernel: KernelElf, memory: GuestMemory) -> None:
+    """Raise MachineError when a segment lies outside RAM or over the boot structures below 1 MiB."""
     for segment in kernel.segments:
         if segment.gpa < HIGH_MEMORY or not memory.contains(segment.gpa, segment.memory_size):
             raise MachineError(
                 f"the kernel wants {segment.memory_size} bytes at {segment.gpa:#x}, which is not free RAM; "
                 "give it more with --memory"
             )
+
+
+def load_kernel(kernel: KernelElf, memory: GuestMemory) -> None:
+    """Copy the segments into guest memory and zero what their files leave out; raises MachineError as `check_fit`."""
+    check_fit(kernel, memory)
     view = memoryview(kernel.data)
     for segment in kernel.segments:
         memory.write(segment.gpa, view[segment.file_offset : segment.file_offset + segment.file_size])

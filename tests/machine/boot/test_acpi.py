@@ -6,7 +6,7 @@ import itertools
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enclavedbg.machine.boot import aml
@@ -118,6 +118,7 @@ def test_too_many_devices_are_refused() -> None:
 
 
 @given(st.integers(0, (1 << 28) - 5))
+@settings(max_examples=100, deadline=None)
 def test_package_lengths_count_themselves(length: int) -> None:
     encoded = aml.package_length(length)
     start, end = package_end(encoded, 0)
@@ -125,6 +126,7 @@ def test_package_lengths_count_themselves(length: int) -> None:
 
 
 @given(st.integers(0, 2**64 - 1))
+@settings(max_examples=100, deadline=None)
 def test_integers_are_read_back(value: int) -> None:
     encoded = aml.integer(value)
     sizes = {0x0A: 1, 0x0B: 2, 0x0C: 4, 0x0E: 8}

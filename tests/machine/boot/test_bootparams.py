@@ -62,7 +62,7 @@ def test_no_ramdisk_and_no_acpi() -> None:
     address_max=st.sampled_from([0x37FF_FFFF, 0x7FFF_FFFF, 0xFFFF_FFFF]),
     kernel_end=st.integers(MIB, 3 * GIB),
 )
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_a_ramdisk_is_aligned_in_ram_and_off_the_kernel(
     size: int, ram_end: int, address_max: int, kernel_end: int
 ) -> None:

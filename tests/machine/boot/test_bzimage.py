@@ -77,14 +77,14 @@ GOOD = bzimage()
 
 
 @given(st.integers(0x1F0, 0x270), st.binary(min_size=1, max_size=8))
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_mutated_headers_are_ours(at: int, new: bytes) -> None:
     with contextlib.suppress(EifError):
         unpack_kernel(parse_bzimage(GOOD[:at] + new + GOOD[at + len(new) :]))
 
 
 @given(st.binary(max_size=0x400))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_any_bytes_are_ours(data: bytes) -> None:
     for candidate in (data, GOOD[:0x206] + data):
         with contextlib.suppress(EifError):

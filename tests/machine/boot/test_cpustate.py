@@ -36,7 +36,7 @@ def test_descriptors() -> None:
 
 
 @given(st.integers(0, (4 << 30) - 1))
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_page_tables_map_4_gib_to_itself(address: int) -> None:
     def entry(table: int, index: int) -> int:
         (value,) = struct.unpack_from("<Q", TABLES, table - 0x9000 + 8 * index)

@@ -67,7 +67,7 @@ GOOD = elf([(KERNEL_BASE, b"text", 4), (KERNEL_BASE + 4096, b"data", 4096)])
 
 
 @given(st.integers(0, len(GOOD) - 1), st.binary(min_size=1, max_size=9))
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_mutations_load_inside_ram_or_are_ours(at: int, new: bytes) -> None:
     memory = GuestMemory(20 * MIB)
     with contextlib.suppress(EifError, MachineError):
