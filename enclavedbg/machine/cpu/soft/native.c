@@ -118,6 +118,9 @@ static struct {
     void (*write_eflags)(void *env, uint64_t flags, uint32_t mask);
     bool (*restore_state)(void *cpu, uintptr_t pc, bool will_exit);
     void (*loop_exit_noexc)(void *cpu);
+    void (*set_page)(void *cpu, uint64_t va, uint64_t gpa, uint32_t attrs, int prot, int mmu, uint64_t size);
+    uint64_t (*load64)(void *uc, void *space, uint64_t gpa, uint32_t attrs, uint32_t *result);
+    void (*store32)(void *uc, void *space, uint64_t gpa, uint32_t value, uint32_t attrs, uint32_t *result);
 } real;
 
 #define FIELD(type, base, offset) (*(type *)((uint8_t *)(base) + (offset)))
@@ -174,6 +177,9 @@ int enclavedbg_bind(const char *library)
         { &real.write_eflags, "helper_write_eflags_x86_64" },
         { &real.restore_state, "cpu_restore_state_x86_64" },
         { &real.loop_exit_noexc, "cpu_loop_exit_noexc_x86_64" },
+        { &real.set_page, "tlb_set_page_with_attrs_x86_64" },
+        { &real.load64, "address_space_ldq_x86_64" },
+        { &real.store32, "address_space_stl_notdirty_x86_64" },
     };
     for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
         void *symbol = dlsym(handle, wanted[i].name);
@@ -293,6 +299,14 @@ static struct region *region_of_ram(struct engine *engine, uint64_t ram_addr, ui
     return NULL;
 }
 
+static struct region *region_of_gpa(struct engine *engine, uint64_t gpa)
+{
+    for (uint32_t i = 0; i < engine->regions; i++)
+        if (gpa - engine->region[i].gpa < engine->region[i].size)
+            return &engine->region[i];
+    return NULL;
+}
+
 /*
  * Unicorn keeps no dirty bits for pages, so a write through a second mapping of a page that holds translated
  * code went unnoticed. These three bring QEMU's rule back: when a page gets its first translation every TLB
@@ -338,6 +352,52 @@ void tlb_set_dirty_x86_64(void *cpu, uint64_t va)
         }
     }
     real.set_dirty(cpu, va);
+}
+
+/*
+ * Unicorn watches every page that enters the TLB for its first write, and for ever when it may be executed, as
+ * all of memory may during early boot. Watched is needed only what holds translated code: the rest may be
+ * written at full speed at once. (PAGE_WRITE is 2; the entry of a watchpoint or a device is left alone, as its
+ * other bits keep tlb_set_dirty from matching.)
+ */
+void tlb_set_page_with_attrs_x86_64(void *cpu, uint64_t va, uint64_t gpa, uint32_t attrs, int prot, int mmu,
+                                    uint64_t size)
+{
+    struct engine *engine = by_cpu(cpu);
+    real.set_page(cpu, va, gpa, attrs, prot, mmu, size);
+    if (!engine || !(prot & 2))
+        return;
+    struct region *region = region_of_gpa(engine, gpa);
+    if (region && !engine->has_code[region - engine->region][(gpa - region->gpa) / PAGE_SIZE])
+        real.set_dirty(cpu, va & PAGE_MASK);
+}
+
+/* The page walk's reads, and its marking of entries as accessed: straight from RAM, where Unicorn searches. */
+uint64_t address_space_ldq_x86_64(void *uc, void *space, uint64_t gpa, uint32_t attrs, uint32_t *result)
+{
+    struct engine *engine = by_uc(uc);
+    struct region *region = engine ? region_of_gpa(engine, gpa) : NULL;
+    uint64_t value;
+    if (!region || gpa - region->gpa > region->size - sizeof value)
+        return real.load64(uc, space, gpa, attrs, result);
+    memcpy(&value, (void *)(region->host + (gpa - region->gpa)), sizeof value);
+    if (result)
+        *result = 0;
+    return value;
+}
+
+void address_space_stl_notdirty_x86_64(void *uc, void *space, uint64_t gpa, uint32_t value, uint32_t attrs,
+                                       uint32_t *result)
+{
+    struct engine *engine = by_uc(uc);
+    struct region *region = engine ? region_of_gpa(engine, gpa) : NULL;
+    if (!region || gpa - region->gpa > region->size - sizeof value) {
+        real.store32(uc, space, gpa, value, attrs, result);
+        return;
+    }
+    memcpy((void *)(region->host + (gpa - region->gpa)), &value, sizeof value);
+    if (result)
+        *result = 0;
 }
 
 /* Unicorn dropped QEMU's watchpoints but kept the places that ask for them. */
