@@ -42,9 +42,11 @@ Exit status: 0 clean end, 2 bad usage or input, 10 kernel panic, 11 triple
 fault, 12 hang, 13 --timeout, 130 Ctrl-C; docs/exit-codes.md has them all.
 """
 
-_SIZE = re.compile(r"(\d+)\s*([KMGT]?)(i?B)?", re.IGNORECASE)
+VERBS = ("demo",)
+
+_SIZE = re.compile(r"([0-9]+) ?([KMGT]?)(i?B)?", re.IGNORECASE)
 _SIZE_SHIFT = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-_TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|)")
+_TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m|h|)")
 _TIME_UNIT = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -94,7 +96,6 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """The parser for all arguments; HELP above is its help."""
     top = _Parser(prog="enclavedbg", allow_abbrev=False)
-    top.add_argument("verb", nargs="?", choices=["demo"], metavar="demo")
     top.add_argument("--eif", type=Path)
     top.add_argument("--gdb", type=parse_address)
     top.add_argument("--wait", action="store_true")
@@ -112,13 +113,24 @@ def parser() -> argparse.ArgumentParser:
 
 def parse(arguments: Sequence[str]) -> Options:
     """Options from arguments; raises UsageError, or SystemExit for --help and --version."""
-    top = parser()
-    options = Options(**vars(top.parse_args(arguments)))
+    verb, arguments = _verb(arguments)
+    options = Options(verb=verb, **vars(parser().parse_args(arguments)))
     if options.verb == "demo" and options.eif is not None:
         raise UsageError("demo brings its own image; leave out --eif, or leave out demo to run yours")
     if options.verb is None and options.eif is None:
         raise UsageError("nothing to run; name an image with --eif FILE, or try: enclavedbg demo")
     return options
+
+
+def _verb(arguments: Sequence[str]) -> tuple[str | None, Sequence[str]]:
+    """The leading word, which argparse would confuse with the values of options that it does not know."""
+    if not arguments or arguments[0].startswith("-"):
+        return None, arguments
+    if arguments[0] not in VERBS:
+        raise UsageError(
+            f"there is no command {arguments[0]!r}; name an image with --eif FILE, or try: enclavedbg demo"
+        )
+    return arguments[0], arguments[1:]
 
 
 def execute(options: Options) -> int:

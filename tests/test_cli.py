@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enclavedbg import __version__
+from enclavedbg.cli import HELP, main, parse, parse_address, parse_cid, parse_size, parse_time, parser
+from enclavedbg.errors import EnclaveDbgError
+from enclavedbg.options import Address, Options, UsageError
+
+
+def test_help_fits_a_screen_and_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    assert exit_.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown == HELP
+    lines = shown.splitlines()
+    assert len(lines) <= 23  # and the prompt below it
+    assert max(map(len, lines)) <= 80
+    for action in parser()._actions:
+        for option in action.option_strings:
+            assert option in shown or option == "-h"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--version"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out == f"enclavedbg {__version__}\n"
+
+
+def test_defaults() -> None:
+    assert parse(["--eif", "x.eif"]) == Options(eif=Path("x.eif"))
+    assert parse(["demo"]) == Options(verb="demo")
+
+
+def test_everything_at_once() -> None:
+    line = "--eif x.eif --gdb :1234 --wait --memory 1G --cpu soft --cid 7 --debug-mode --vsock /run/e"
+    options = parse([*line.split(), "--console", "c.log", "--no-shell", "--timeout", "1.5m"])
+    assert options == Options(
+        eif=Path("x.eif"), gdb=Address("127.0.0.1", 1234), wait=True, memory=1 << 30, cpu="soft", cid=7,
+        debug_mode=True, vsock=Path("/run/e"), console=Path("c.log"), shell=False, timeout=90.0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port", "public"),
+    [
+        (":1234", "127.0.0.1", 1234, False),
+        ("1234", "127.0.0.1", 1234, False),
+        ("localhost:0", "localhost", 0, False),
+        ("127.0.0.9:1", "127.0.0.9", 1, False),
+        ("[::1]:65535", "::1", 65535, False),
+        ("0.0.0.0:1234", "0.0.0.0", 1234, True),
+        ("[::]:1234", "::", 1234, True),
+        ("example.com:1234", "example.com", 1234, True),
+    ],
+)
+def test_addresses(text: str, host: str, port: int, public: bool) -> None:
+    address = parse_address(text)
+    assert (address.host, address.port, address.public) == (host, port, public)
+    assert parse_address(str(address)) == address
+
+
+@pytest.mark.parametrize("text", ["", ":", "host:", ":65536", ":-1", "::1:5", "host:12x", ":123456", ":\u0661"])
+def test_bad_addresses(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        parse_address(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("512M", 512 << 20), ("1g", 1 << 30), ("300MiB", 300 << 20), ("4096", 4096), ("64 K", 65536), ("2GB", 2 << 30)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30s", 30), ("5m", 300), ("500ms", 0.5), ("1h", 3600), ("2", 2), ("0.5s", 0.5)]
+)
+def test_times(text: str, seconds: float) -> None:
+    assert parse_time(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "M", "-1M", "1.5G", "0", "12Q", "1e3", "\u0663M"])
+def test_bad_sizes(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1s", "0", "1d", "inf", "nan", "1e9"])
+def test_bad_times(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        parse_time(text)
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_a_value_or_refused(text: str) -> None:
+    for read in (parse_address, parse_size, parse_time, parse_cid):
+        try:
+            read(text)
+        except argparse.ArgumentTypeError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "nothing to run"),
+        (["--eif"], "--eif"),
+        (["--eif", "x", "--cpu", "vax"], "vax"),
+        (["--eif", "x", "--cid", "3"], "context id"),
+        (["--eif", "x", "--tiemout", "3"], "--tiemout"),
+        (["--eif", "x", "--time", "3"], "--time"),
+        (["bogus"], "bogus"),
+        (["demo", "--eif", "x"], "demo"),
+    ],
+)
+def test_misuse_is_one_line_and_status_2(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert words in said.err
+    assert said.err.startswith("enclavedbg: ") and said.err.count("\n") == 1
+
+
+def test_errors_carry_their_status() -> None:
+    assert issubclass(UsageError, EnclaveDbgError)
+    assert UsageError("x").exit_status == 2
+
+
+def test_what_is_not_needed_is_not_imported() -> None:
+    """--help must not wait for libraries, and a run without a shell not for those of the shell."""
+    code = (
+        "import sys, contextlib, io\n"
+        "from enclavedbg.cli import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): main(['--help'])\n"
+        "print([n for n in ('asyncio', 'cryptography', 'cbor2', 'rich') if n in sys.modules])\n"
+        "import enclavedbg.runner\n"
+        "from enclavedbg.machine.enclave import Enclave\n"
+        "print([n for n in ('cryptography', 'prompt_toolkit', 'rich', 'capstone', 'pygdbmi') if n in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n[]\n"
+
+
+def test_module_can_be_run() -> None:
+    done = subprocess.run([sys.executable, "-m", "enclavedbg", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"enclavedbg {__version__}\n"
