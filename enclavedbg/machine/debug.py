@@ -57,6 +57,11 @@ class DebugTarget:
         return self._vcpu.verdict
 
     @property
+    def verdict(self) -> Verdict | None:
+        """How the run ends, as soon as that is known: also while the machine is held at its end for a look."""
+        return self._vcpu.ending
+
+    @property
     def stop_reason(self) -> CpuStop | None:
         return self._vcpu.stop_reason
 

@@ -81,6 +81,11 @@ class VirtualCpu:
 
     # ---- any thread ----
 
+    @property
+    def ending(self) -> Verdict | None:
+        """How the run ends, once that is decided: before `verdict` when the machine is held at its end."""
+        return self.verdict or self._ending
+
     def start(self) -> None:
         """Start the thread; the machine stands still until `resume`."""
         self._thread.start()
