@@ -11,11 +11,8 @@ from enclavedbg.gdbstub.packets import PointKind, Resume
 from enclavedbg.gdbstub.target import Verdict
 from enclavedbg.machine.cpu.engine import (
     BreakpointHit,
-    EngineFailure,
-    Halted,
     Interrupted,
     StepDone,
-    TripleFault,
     WatchKind,
     Watchpoint,
     WatchpointHit,
@@ -81,21 +78,6 @@ def _cause(client: Client, reason: object) -> list[str]:
     return []
 
 
-def ending(client: Client) -> str | None:
-    """What there is to say when the stop just made is the guest's last, else None."""
-    verdict = verdict_of(client)
-    if verdict is not None:
-        return verdict.line
-    match client.target.stop_reason:
-        case Halted(interruptible=False):
-            return "the CPU halts with interrupts off: nothing can wake the guest"
-        case TripleFault(detail=detail):
-            return f"triple fault{': ' + detail if detail else ''}"
-        case EngineFailure(detail=detail):
-            return f"the CPU engine cannot go on: {detail}"
-    return None
-
-
 def verdict_of(client: Client) -> Verdict | None:
     """How the run ended, if it has."""
     return client.verdict if client.verdict is not None else client.target.verdict
@@ -151,9 +133,9 @@ def insert_point(client: Client, request: packets.InsertPoint) -> Reply:
     if request.kind in _WATCH_KINDS:
         if request.address in points:
             raise ProtocolError(f"{request.address:#x} is watched already with another length; remove that one first")
-        client.target.add_watchpoint(_watchpoint(request), client.owner)
+        client.target.add_watchpoint(_watchpoint(request), owner=client.owner)
     elif not _has_breakpoint(client, request.address):
-        client.target.add_breakpoint(request.address, client.owner)
+        client.target.add_breakpoint(request.address, owner=client.owner)
     points[request.address] = request.length
     return b"OK"
 
@@ -165,12 +147,12 @@ def remove_point(client: Client, request: packets.RemovePoint) -> Reply:
         return b"OK"
     if request.kind in _WATCH_KINDS:
         watched = packets.RemovePoint(request.kind, request.address, points[request.address])
-        client.target.remove_watchpoint(_watchpoint(watched), client.owner)
+        client.target.remove_watchpoint(_watchpoint(watched), owner=client.owner)
         del points[request.address]
         return b"OK"
     del points[request.address]
     if not _has_breakpoint(client, request.address):
-        client.target.remove_breakpoint(request.address, client.owner)
+        client.target.remove_breakpoint(request.address, owner=client.owner)
     return b"OK"
 
 

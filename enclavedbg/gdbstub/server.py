@@ -45,7 +45,6 @@ class GdbServer:
         kernel: bytes | memoryview | None = None,
         commands: Iterable[MonitorCommand] = (),
         end_guest: Callable[[], object] | None = None,
-        on_attached: Callable[[bool], object] | None = None,
     ) -> None:
         self._target = target
         self._events = events
@@ -57,7 +56,6 @@ class GdbServer:
             end_guest=end_guest,
             link_map=LinkMap.from_elf(kernel) if kernel is not None else None,
         )
-        self._on_attached = on_attached
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listener: asyncio.Server | None = None
         self._symbols_ready: asyncio.Future[bytes] | None = None
@@ -65,8 +63,6 @@ class GdbServer:
         self._connections: set[_Connection] = set()
         self._controller: _Connection | None = None
         self._numbers = itertools.count(1)
-        self._unclear: set[str] = set()
-        """Owners whose breakpoints could not be removed while the machine ran."""
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> tuple[str, int]:
         """Listen, and return address and port as they really are (`port` 0 takes a free one).
@@ -140,9 +136,6 @@ class GdbServer:
                 log.debug("the event loop is closed; %s is not told to clients", record.event.kind)
 
     def _notice(self, event: Event) -> None:
-        if self._unclear and not self._target.running:
-            for owner in tuple(self._unclear):
-                self._clear(owner)
         session = self._controller.session if self._controller is not None else None
         if session is None:
             return
@@ -150,14 +143,6 @@ class GdbServer:
             session.machine_ended(cast(Verdict, event))
         else:
             session.machine_stopped()
-
-    def _clear(self, owner: str) -> None:
-        try:
-            self._target.clear_owner(owner)
-            self._unclear.discard(owner)
-        except MachineError as error:
-            log.debug("breakpoints of %s stay until the next stop: %s", owner, error)
-            self._unclear.add(owner)
 
     def _connected(self, connection: _Connection) -> bool:
         self._connections.add(connection)
@@ -172,8 +157,8 @@ class GdbServer:
         log.info("%s is attached", connection.peer)
         if self._services.symbols is not None:
             self.prepare()
-        self._tell_attached(True)
         owner = f"gdb {next(self._numbers)}"
+        self._target.hold(owner)
         return Session(self._services, owner=owner, write=connection.write, hang_up=connection.hang_up)
 
     def _release(self, connection: _Connection, *, vanished: bool) -> None:
@@ -186,16 +171,11 @@ class GdbServer:
         if vanished and self._target.running:
             log.warning("the client %s vanished; the guest is stopped, attach again or continue it", connection.peer)
             self._target.interrupt()
-        self._clear(session.client.owner)
-        self._tell_attached(False)
+        self._target.clear_owner(session.client.owner)
 
     def _disconnected(self, connection: _Connection) -> None:
         self._connections.discard(connection)
         self._release(connection, vanished=self._unsubscribe is not None)
-
-    def _tell_attached(self, attached: bool) -> None:
-        if self._on_attached is not None:
-            self._on_attached(attached)
 
     @property
     def _busy_message(self) -> str:

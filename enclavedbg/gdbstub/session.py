@@ -230,10 +230,10 @@ class Session:
 
     def _report_stop(self) -> None:
         self.state = State.READY
-        last_words = running.ending(self.client)
-        if last_words is not None and not self.client.told_verdict:
+        verdict = running.verdict_of(self.client)
+        if verdict is not None and not self.client.told_verdict:
             self.client.told_verdict = True
-            self._console(f"enclavedbg: {last_words}\n")
+            self._console(f"enclavedbg: {verdict.line}\n")
         self._reply(running.stop_reply(self.client))
 
     def _finish(self, verdict: Verdict) -> None:

@@ -12,6 +12,7 @@ from typing import Protocol
 from enclavedbg.machine.cpu.engine import CpuStop, Watchpoint
 from enclavedbg.machine.cpu.state import CpuState
 from enclavedbg.machine.events import Record
+from enclavedbg.machine.paging import Translation
 
 
 class Verdict(Protocol):
@@ -44,6 +45,10 @@ class DebugTarget(Protocol):
     @property
     def verdict(self) -> Verdict | None:
         """How the run ended, as soon as it is known: also while the machine is held at its end for a look."""
+        ...
+
+    def hold(self, owner: str) -> None:
+        """Until `clear_owner`, stop before the run ends, so that the end can be looked at."""
         ...
 
     def interrupt(self) -> None:
@@ -82,28 +87,28 @@ class DebugTarget(Protocol):
         """Write to RAM; GuestFault outside it."""
         ...
 
-    def translate(self, address: int) -> int:
-        """The guest-physical address behind a virtual one; GuestFault when there is none."""
+    def translate(self, address: int) -> Translation:
+        """Where a virtual address leads; GuestFault when nowhere."""
         ...
 
-    def add_breakpoint(self, address: int, owner: str) -> None:
+    def add_breakpoint(self, address: int, *, owner: str) -> None:
         """Stop before the instruction at a virtual address, mapped or not."""
         ...
 
-    def remove_breakpoint(self, address: int, owner: str) -> None:
+    def remove_breakpoint(self, address: int, *, owner: str) -> None:
         """Undo `add_breakpoint`."""
         ...
 
-    def add_watchpoint(self, watchpoint: Watchpoint, owner: str) -> None:
+    def add_watchpoint(self, watchpoint: Watchpoint, *, owner: str) -> None:
         """Stop after an access to a range of virtual addresses."""
         ...
 
-    def remove_watchpoint(self, watchpoint: Watchpoint, owner: str) -> None:
+    def remove_watchpoint(self, watchpoint: Watchpoint, *, owner: str) -> None:
         """Undo `add_watchpoint`."""
         ...
 
     def clear_owner(self, owner: str) -> None:
-        """Remove all breakpoints and watchpoints of `owner`."""
+        """Remove all that `owner` set and let go of the machine; allowed at any time."""
         ...
 
 
