@@ -59,6 +59,9 @@ class Outbox:
             if packet.op in _SINGLE:
                 name = (packet.key_to_guest, packet.type, packet.op)
                 if name in self._single:
+                    if packet.op is Op.CREDIT_REQUEST:
+                        # The guest must see it behind the data that used the credit up, or it answers too early.
+                        self._move_to_end(*name)
                     return False
                 if packet.op is Op.RST:
                     if self._resets >= self._max_resets:
@@ -107,18 +110,29 @@ class Outbox:
             self._entries = kept
             return True
 
-    def reset(self) -> None:
-        """The guest's driver starts anew: forget everything, and what the loop still sends to the former one."""
+    def reset(self) -> int:
+        """The guest's driver starts anew: forget everything, and what the loop still sends to the former one.
+
+        Returns the number to acknowledge.
+        """
         with self._lock:
             self._epoch += 1
             self._entries.clear()
             self._single.clear()
             self._resets = 0
+            return self._epoch
 
-    def acknowledge_reset(self) -> None:
-        """The loop has dropped its connections for one `reset`."""
+    def acknowledge_reset(self, epoch: int) -> None:
+        """The loop has dropped its connections for the `reset` that returned `epoch`, and for those before."""
         with self._lock:
-            self._epoch_of_loop += 1
+            self._epoch_of_loop = epoch
+
+    def _move_to_end(self, key: Key, kind: int, op: Op) -> None:
+        for entry in self._entries:
+            if entry.key == key and entry.packet.op is op and entry.packet.type == kind:
+                self._entries.remove(entry)
+                self._entries.append(entry)
+                return
 
     def _forget(self, entry: _Entry) -> None:
         op = entry.packet.op

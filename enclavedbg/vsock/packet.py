@@ -134,5 +134,5 @@ class Packet:
 
 def _check_flags(header: Packet) -> None:
     # Other operations have no flags on streams; Linux ignores what it finds there, and so do we.
-    if header.op is Op.SHUTDOWN and header.flags & ~Shutdown.BOTH:
+    if header.op is Op.SHUTDOWN and header.flags > Shutdown.BOTH:
         raise PacketError(f"SHUTDOWN has flags {header.flags:#x}, expected 0 to 3", header=header)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -70,11 +71,13 @@ class _Malformed:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Reset:
-    """In the queue from the guest: the driver reset the device here."""
+    """In the queue from the guest: the driver reset the device here, for the `epoch`th time."""
 
     why: str
+    epoch: int
+    taken: bool = False
 
 
 class VsockSwitch:
@@ -112,6 +115,8 @@ class VsockSwitch:
         self._tasks: set[asyncio.Task[None]] = set()
         self._outbox = Outbox()
         self._inbound: deque[Packet | _Malformed | _Reset] = deque()
+        self._last_reset: _Reset | None = None
+        self._reset_lock = threading.Lock()
         self._drain_scheduled = False
         self._kick_when_drained = False
         self._next_port = FIRST_HOST_PORT
@@ -150,10 +155,19 @@ class VsockSwitch:
 
     def guest_reset(self, why: str = "guest reset the device") -> None:
         """The device starts anew: whatever was open is no more, for the reason `why`."""
-        self._outbox.reset()
-        self._enqueue(_Reset(why))
+        epoch = self._outbox.reset()
+        with self._reset_lock:
+            last = self._last_reset
+            if last is not None and not last.taken:
+                # A driver that resets without end must not fill the queue: nothing came in between.
+                last.epoch = epoch
+                return
+        reset = _Reset(why, epoch)
+        self._enqueue(reset)
+        self._last_reset = reset
 
     def _enqueue(self, item: Packet | _Malformed | _Reset) -> None:
+        self._last_reset = None
         self._inbound.append(item)
         # The loop clears the flag before it looks at the queue, so an item is never left behind.
         if not self._drain_scheduled:
@@ -276,11 +290,13 @@ class VsockSwitch:
                 if connection is not None and item.header.src_cid == self.guest_cid:
                     connection.reset(Side.DEBUGGER, item.why)
             case _Reset():
+                with self._reset_lock:
+                    item.taken = True
                 for connection in tuple(self._connections.values()):
                     connection.abandon(Change.RESET, Side.GUEST, item.why)
                 for entry in self._services.values():
                     entry.used = False
-                self._outbox.acknowledge_reset()
+                self._outbox.acknowledge_reset(item.epoch)
 
     def _packet(self, packet: Packet) -> None:
         if packet.src_cid != self.guest_cid:
