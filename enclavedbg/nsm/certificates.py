@@ -93,7 +93,7 @@ LEVELS = (
     ),
     Level(
         "instance",
-        (_C, _ST, _L, _O, _OU, _cn("{id}.development." + DOMAIN)),
+        (_C, _ST, _L, _O, _OU, _cn("{id}." + DOMAIN)),
         timedelta(hours=24),
         path_length=0,
         sign_only_certificates=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from enclavedbg.nsm.wire import ErrorAnswer, Locked, Request, Response
+from enclavedbg.nsm.wire import ErrorAnswer, ExtendedPcr, Locked, PcrDescription, Request, Response
 
 
 def _brief(value: object) -> str:
@@ -18,12 +18,16 @@ def _brief(value: object) -> str:
         case bytes():
             return f"{len(value)} bytes"
         case tuple():
-            return f"{len(value)} of them"
+            return str(len(value))
         case _:
             return str(value)
 
 
 def _listing(message: Request | Response) -> str:
+    if isinstance(message, PcrDescription | ExtendedPcr):
+        # A register's value is public; its start is enough to tell it from others.
+        lock = f"lock={_brief(message.lock)} " if isinstance(message, PcrDescription) else ""
+        return f"{lock}data={message.data.hex()[:16]}..."
     return " ".join(f"{f.name}={_brief(getattr(message, f.name))}" for f in fields(message))
 
 

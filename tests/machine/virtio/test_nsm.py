@@ -1,0 +1,308 @@
+"""The secure module at the level of its virtqueue: driven through the device's registers, as Linux drives it."""
+
+from __future__ import annotations
+
+import struct
+
+import cbor2
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enclavedbg.errors import MachineError
+from enclavedbg.machine.events import GuestWarning
+from enclavedbg.machine.memory import GuestMemory
+from enclavedbg.machine.virtio.mmio import VirtioMmio
+from enclavedbg.machine.virtio.nsm import VirtioNsm
+from enclavedbg.nsm.events import NsmExchange
+from enclavedbg.nsm.pcr import ZERO
+from enclavedbg.nsm.verify import verify
+from enclavedbg.nsm.wire import (
+    Attestation,
+    DescribeNSM,
+    DescribePCR,
+    ExtendPCR,
+    GetRandom,
+    LockPCR,
+    LockPCRs,
+    Request,
+    encode_request,
+)
+from tests.machine.virtio.driver import INDIRECT, NEXT, WRITE, GuestDriver, GuestQueue, RecordingLine
+from tests.nsm.support import MODULE_ID, PCR0, make_module, shared_authority
+
+RAM = 1 << 20
+RESPONSE_SIZE = 0x3000
+
+
+class Guest:
+    """A guest with Linux's driver bound to the device."""
+
+    def __init__(self, memory: GuestMemory | None = None) -> None:
+        self.memory = memory or GuestMemory(RAM)
+        self.events: list[object] = []
+        self.module = make_module(emit=self.events.append)
+        self.line = RecordingLine()
+        self.device = VirtioNsm(self.module)
+        self.mmio = VirtioMmio(self.device, self.memory, irq=self.line, publish=self.events.append)
+        self.driver = GuestDriver(self.memory, self.mmio, base=0x1_0000)
+        (self.queue,) = self.driver.probe(1)
+
+    def exchange(self, request: bytes, *, capacity: int = RESPONSE_SIZE) -> bytes:
+        """One command as drivers/misc/nsm.c does it: two chains, one kick, one interrupt, two used elements."""
+        self.queue.next_buffer = 0
+        edges = self.line.edges
+        out = self.queue.add([request])
+        into = self.queue.add([], [capacity])
+        self.driver.kick(0)
+        assert self.line.edges == edges + 1
+        assert self.driver.interrupt() == 1
+        assert not self.line.level
+        first, second = self.queue.take_all()
+        assert (first.head, first.length) == (out, 0)
+        assert second.head == into
+        return self.queue.written(second)
+
+    def ask(self, request: Request) -> object:
+        return cbor2.loads(self.exchange(encode_request(request)))
+
+    @property
+    def warnings(self) -> list[str]:
+        return [event.text for event in self.events if isinstance(event, GuestWarning)]
+
+    @property
+    def broken(self) -> bool:
+        return bool(self.driver.read(0x70) & 64)
+
+
+def test_probe() -> None:
+    guest = Guest()
+    assert guest.driver.read(0x08) == 33
+    assert guest.driver.features == 1 << 32
+    assert guest.queue.size == 2
+    assert guest.driver.read(0x100) == 0
+    assert guest.events == []
+
+
+def test_every_request() -> None:
+    guest = Guest()
+    described = guest.ask(DescribeNSM())
+    assert isinstance(described, dict)
+    assert described["DescribeNSM"]["module_id"] == MODULE_ID
+    assert described["DescribeNSM"]["locked_pcrs"] == list(range(16))
+    answer = guest.ask(GetRandom())
+    assert isinstance(answer, dict)
+    assert len(answer["GetRandom"]["random"]) == 256
+    assert guest.ask(DescribePCR(0)) == {"DescribePCR": {"lock": True, "data": PCR0}}
+    assert guest.ask(DescribePCR(16)) == {"DescribePCR": {"lock": False, "data": ZERO}}
+    extended = guest.ask(ExtendPCR(16, b"\x01\x02\x03"))
+    assert isinstance(extended, dict)
+    assert extended["ExtendPCR"]["data"].hex().startswith("cb178fcd3f328244c05c6248723fd068")
+    assert guest.ask(LockPCR(16)) == "LockPCR"
+    assert guest.ask(LockPCRs(32)) == "LockPCRs"
+    attested = guest.ask(Attestation(user_data=b"u" * 1024, nonce=b"n" * 1024, public_key=b"k" * 1024))
+    assert isinstance(attested, dict)
+    document = attested["Attestation"]["document"]
+    verified = verify(document, root=shared_authority().root(), expect_pcrs={0: PCR0}, nonce=b"n" * 1024)
+    assert len(verified.document.pcrs) == 32
+    names = [event.name for event in guest.events if isinstance(event, NsmExchange)]
+    assert names == [
+        "DescribeNSM",
+        "GetRandom",
+        "DescribePCR",
+        "DescribePCR",
+        "ExtendPCR",
+        "LockPCR",
+        "LockPCRs",
+        "Attestation",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        (DescribePCR(32), "InvalidIndex"),
+        (ExtendPCR(40, b"x"), "InvalidIndex"),
+        (LockPCR(65535), "InvalidIndex"),
+        (LockPCRs(33), "InvalidIndex"),
+        (ExtendPCR(15, b"x"), "ReadOnlyIndex"),
+        (LockPCR(0), "ReadOnlyIndex"),
+        (Attestation(nonce=bytes(1025)), "InputTooLarge"),
+    ],
+)
+def test_every_error(request_: Request, error: str) -> None:
+    assert Guest().ask(request_) == {"Error": error}
+
+
+def test_requests_that_do_not_decode() -> None:
+    guest = Guest()
+    for request in (b"\xff", b"\x00", cbor2.dumps("Nonsense"), cbor2.dumps({"LockPCR": {}}), bytes(4096)):
+        assert cbor2.loads(guest.exchange(request)) == {"Error": "InvalidOperation"}
+    assert not guest.broken
+
+
+def test_request_limit() -> None:
+    guest = Guest()
+    overhead = len(encode_request(ExtendPCR(16, bytes(4000)))) - 4000
+    assert "ExtendPCR" in cbor2.loads(guest.exchange(encode_request(ExtendPCR(16, bytes(4096 - overhead)))))
+    for size in (4097, 5000, 200_000):
+        assert cbor2.loads(guest.exchange(bytes(size))) == {"Error": "InputTooLarge"}
+    assert not guest.broken
+
+
+def test_form_that_linux_compares() -> None:
+    answer = Guest().exchange(bytes.fromhex("6947657452616e646f6d"))
+    assert len(answer) == 278
+    assert answer[:22].hex() == "a16947657452616e646f6da16672616e646f6d590100"
+
+
+def test_answer_buffers_of_other_sizes() -> None:
+    guest = Guest()
+    get_random = encode_request(GetRandom())
+    assert len(guest.exchange(get_random, capacity=278)) == 278
+    assert cbor2.loads(guest.exchange(get_random, capacity=277)) == {"Error": "BufferTooSmall"}
+    assert guest.exchange(get_random, capacity=21) == b""
+    assert guest.exchange(get_random, capacity=0) == b""
+    assert len(guest.exchange(get_random, capacity=0x8000)) == 278
+    assert not guest.broken
+
+
+def test_request_whose_answer_buffer_comes_later_waits() -> None:
+    guest = Guest()
+    guest.queue.add([encode_request(GetRandom())])
+    guest.driver.kick(0)
+    assert guest.queue.take() is None
+    assert not guest.line.level
+    guest.queue.add([], [RESPONSE_SIZE])
+    guest.driver.kick(0)
+    assert [used.length for used in guest.queue.take_all()] == [0, 278]
+
+
+def test_command_that_is_there_at_driver_ok_is_answered() -> None:
+    guest = Guest()
+    assert guest.driver.negotiate()
+    queue = guest.driver.set_up_queue(0)
+    queue.add([encode_request(GetRandom())])
+    queue.add([], [RESPONSE_SIZE])
+    guest.driver.add_status(4)
+    assert [used.length for used in queue.take_all()] == [0, 278]
+
+
+def test_registers_outlast_a_reset_of_the_device() -> None:
+    guest = Guest()
+    guest.ask(ExtendPCR(16, b"x"))
+    before = guest.ask(DescribePCR(16))
+    (guest.queue,) = guest.driver.probe(1)
+    assert guest.ask(DescribePCR(16)) == before
+
+
+def test_state_survives_save_and_load() -> None:
+    memory = GuestMemory(RAM)
+    other, guest = Guest(memory), Guest(memory)
+    guest.ask(ExtendPCR(16, b"x"))
+    before = guest.ask(DescribePCR(16))
+    other.mmio.load(guest.mmio.save())
+    other.queue = guest.queue
+    assert other.ask(DescribePCR(16)) == before
+    with pytest.raises(MachineError, match="state of another device"):
+        other.device.load("rubbish")
+
+
+def put(queue: GuestQueue, *descriptors: tuple[int, int, int, int]) -> None:
+    """Two heads, 0 and 1, over these descriptors."""
+    for index, descriptor in enumerate(descriptors):
+        queue.descriptor(index, *descriptor)
+    queue.offer(0)
+    queue.offer(1)
+
+
+B = 0x2_0000
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        ((B, 10, WRITE, 0), (B, 99, WRITE, 0), "expected readable ones only"),
+        ((B, 0, 0, 0), (B, 99, WRITE, 0), "expected readable ones only"),
+        ((B, 10, 0, 0), (B, 99, 0, 0), "expected writable ones only"),
+        ((B, 10, NEXT, 1), (B, 99, WRITE, 0), "expected readable ones only"),
+        ((B, 10, NEXT, 0), (B, 99, WRITE, 0), "more descriptors than the table's 2"),
+        ((B, 10, NEXT, 1), (B, 99, NEXT, 0), "more descriptors than the table's 2"),
+        ((B, 10, NEXT, 2), (B, 99, WRITE, 0), "descriptor 2 named"),
+        ((RAM, 10, 0, 0), (B, 99, WRITE, 0), "do not lie in RAM"),
+        ((B, 10, 0, 0), (RAM - 1, RESPONSE_SIZE, WRITE, 0), "do not lie in RAM"),
+        ((B, 10, 0, 0), (0xD000_0000, RESPONSE_SIZE, WRITE, 0), "do not lie in RAM"),
+        ((2**64 - 1, 2**32 - 1, 0, 0), (B, 99, WRITE, 0), "do not lie in RAM"),
+        ((B, 16, INDIRECT, 0), (B, 99, WRITE, 0), "indirect"),
+        ((B, 10, 0, 0), (B, 99, WRITE | NEXT, 0), "device-readable after a device-writable"),
+    ],
+)
+def test_hostile_descriptors_break_the_device(
+    first: tuple[int, int, int, int], second: tuple[int, int, int, int], reason: str
+) -> None:
+    guest = Guest()
+    put(guest.queue, first, second)
+    guest.driver.kick(0)
+    assert guest.broken
+    assert guest.queue.take() is None
+    assert guest.driver.interrupt() == 2
+    (warning,) = guest.warnings
+    assert reason in warning
+    guest.driver.kick(0)
+    assert len(guest.events) == 1
+    (guest.queue,) = guest.driver.probe(1)
+    assert guest.ask(LockPCR(20)) == "LockPCR"
+
+
+def test_available_index_too_far_ahead() -> None:
+    guest = Guest()
+    guest.memory.write_u16(guest.queue.avail + 2, 3)
+    guest.driver.kick(0)
+    assert guest.broken
+    assert "3 ahead of the device, expected at most 2" in guest.warnings[0]
+
+
+def test_head_outside_the_table() -> None:
+    guest = Guest()
+    guest.queue.offer(2)
+    guest.queue.offer(0)
+    guest.driver.kick(0)
+    assert guest.broken
+    assert "descriptor 2 named" in guest.warnings[0]
+
+
+@given(st.binary(max_size=80))
+@settings(deadline=None, max_examples=100)
+def test_any_request_gets_a_legal_answer(request: bytes) -> None:
+    if not request:
+        return
+    answer = Guest(SHARED).exchange(request)
+    assert cbor2.dumps(cbor2.loads(answer)) == answer
+
+
+NUMBERS = st.one_of(st.integers(0, RAM), st.integers(0, 2**64 - 1))
+DESCRIPTORS = st.tuples(
+    NUMBERS, st.one_of(st.integers(0, 64), st.integers(0, 2**32 - 1)), st.integers(0, 7), st.integers(0, 3)
+)
+
+
+@given(
+    st.lists(DESCRIPTORS, min_size=2, max_size=2),
+    st.lists(st.integers(0, 3), min_size=2, max_size=2),
+    st.one_of(st.integers(0, 3), st.integers(0, 0xFFFF)),
+)
+@settings(deadline=None, max_examples=150)
+def test_any_descriptor_table_is_answered_or_breaks_the_device(
+    table: list[tuple[int, int, int, int]], heads: list[int], index: int
+) -> None:
+    guest = Guest(SHARED)
+    for at, descriptor in enumerate(table):
+        guest.queue.descriptor(at, *descriptor)
+    SHARED.write(guest.queue.avail, struct.pack("<HHHH", 0, index, *heads))
+    guest.driver.kick(0)
+    assert guest.broken == bool(guest.warnings)
+    (guest.queue,) = guest.driver.probe(1)
+    assert guest.ask(LockPCR(20)) in ("LockPCR", {"Error": "ReadOnlyIndex"})
+
+
+SHARED = GuestMemory(RAM)
