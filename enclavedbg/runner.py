@@ -279,7 +279,7 @@ async def _run(options: Options, *, with_shell: bool) -> int:
 
 def _last_line(enclave: Enclave) -> str:
     verdict = enclave.verdict
-    return f"enclavedbg: {verdict.line if verdict else 'left while the enclave was running'}"
+    return f"enclavedbg: {verdict.line if verdict else 'left before the enclave ended'}"
 
 
 async def _inside(options: Options, enclave: Enclave, printer: Printer, *, with_shell: bool) -> int:

@@ -105,10 +105,15 @@ async def dis(session: Session, words: list[str]) -> Text:
 @COMMANDS.add("bt", "backtrace", "where")
 async def bt(session: Session, words: list[str]) -> Text:
     """Show the kernel's call chain."""
-    frames = await session.backtrace()
-    return joined(
-        [("dim", f"#{n:<3}"), ("", f"{address:016x}  "), ("code", name)] for n, (address, name) in enumerate(frames)
-    )
+    trace = await session.backtrace()
+    rows: list[Text] = []
+    for level, frame in enumerate(trace.frames):
+        name = f"{frame.symbol}+{frame.offset:#x}" if frame.symbol else "user program" if frame.user else "?"
+        rows.append([("dim", f"#{level:<3}"), ("", f"{frame.ip:016x}  "), ("code", name)])
+        if frame.interrupted and level:
+            rows[-1].append(("dim", "  interrupted here"))
+    rows.append([("dim", f"({trace.end})")])
+    return joined(rows)
 
 
 @COMMANDS.add("break", "b", usage="[ADDRESS]", completes="address")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from enclavedbg.shell.table import CommandError
 
 if TYPE_CHECKING:
     from enclavedbg.eif import EifImage, Measurements
+    from enclavedbg.kernel.orc import OrcTable
     from enclavedbg.kernel.symbols import KernelSymbols
+    from enclavedbg.kernel.unwind import Backtrace
     from enclavedbg.machine.clock import Clock
     from enclavedbg.machine.console import Console
     from enclavedbg.machine.debug import DebugTarget
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from enclavedbg.machine.verdict import Verdict
     from enclavedbg.nsm.module import SecureModule
     from enclavedbg.vsock.switch import VsockSwitch
+
+log = logging.getLogger(__name__)
 
 OWNER = "shell"
 """Whose breakpoints ours are, to the machine."""
@@ -83,6 +88,7 @@ class Session:
         self.live: set[str] = {"boot", "console", "nsm", "vsock.connection", "vsock.heartbeat"}
         """Kinds of events shown as they happen; stops, warnings and the verdict always are."""
         self._symbols: asyncio.Task[KernelSymbols] | None = None
+        self._orc: asyncio.Task[OrcTable | None] | None = None
         self._next_number = 1
 
     @property
@@ -147,6 +153,26 @@ class Session:
             raise CommandError(f"the kernel has no symbol {word!r}; `sym {word[:4]}` lists similar names")
         return address
 
+    async def backtrace(self) -> Backtrace:
+        """The call chain from the CPU's registers; raises SymbolError when the kernel's tables cannot be read."""
+        symbols = await self.symbols()
+        if self._orc is None:
+            self._orc = asyncio.create_task(asyncio.to_thread(self._read_orc))
+        orc = await asyncio.shield(self._orc)
+        state = self.target.state()
+        from enclavedbg.kernel.unwind import backtrace
+
+        return backtrace(self.target.read_virtual, state, symbols, orc)
+
+    def _read_orc(self) -> OrcTable | None:
+        from enclavedbg.kernel.orc import OrcTable
+
+        try:
+            return OrcTable.from_vmlinux(self.enclave.kernel_elf)
+        except SymbolError as error:
+            log.info("backtraces follow frame pointers: %s", error)
+            return None
+
     # --- stops
 
     async def until_stopped(self, action: Callable[[], None]) -> GuestStopped:
@@ -190,8 +216,9 @@ class Session:
 
     def close(self) -> None:
         """Stop reading symbols; the machine keeps no breakpoint of ours."""
-        if self._symbols is not None:
-            self._symbols.cancel()
+        for task in (self._symbols, self._orc):
+            if task is not None:
+                task.cancel()
         self.target.clear_owner(OWNER)
 
 
