@@ -7,7 +7,8 @@ from types import TracebackType
 from typing import Self
 
 from enclavedbg.errors import VsockError
-from enclavedbg.vsock.connection import Connection, Ending
+from enclavedbg.vsock.connection import Connection
+from enclavedbg.vsock.contract import Ending
 from enclavedbg.vsock.credit import BUFFER_SIZE
 from enclavedbg.vsock.events import Side
 from enclavedbg.vsock.packet import MAX_PAYLOAD

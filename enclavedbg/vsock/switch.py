@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from enclavedbg.errors import VsockError
-from enclavedbg.vsock.connection import Connection, ConnectionInfo, HostSide
+from enclavedbg.vsock.connection import Connection
+from enclavedbg.vsock.contract import ConnectionInfo, HostSide
 from enclavedbg.vsock.credit import ReceiveCredit
 from enclavedbg.vsock.events import (
     HOST_CID,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enclavedbg.errors import VsockError
-from enclavedbg.vsock.connection import State
+from enclavedbg.vsock.contract import State
 from enclavedbg.vsock.credit import BUFFER_SIZE
 from enclavedbg.vsock.events import Change, Side
 from enclavedbg.vsock.inproc import VsockStream

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from enclavedbg.errors import VsockError
-from enclavedbg.vsock.connection import State
+from enclavedbg.vsock.contract import State
 from enclavedbg.vsock.credit import BUFFER_SIZE
 from enclavedbg.vsock.events import Change, Side
 from enclavedbg.vsock.packet import MAX_PAYLOAD, Op, Shutdown
