@@ -27,7 +27,7 @@ class Alarm:
         self._thread = threading.Thread(target=self._run, name="enclavedbg-alarm", daemon=True)
         self._thread.start()
 
-    def enter(self, seconds: float | None) -> bool:
+    def enter(self, seconds: float) -> bool:
         """The vCPU is about to enter the guest, for at most `seconds`. False: somebody rang, do not enter."""
         with self._changed:
             if self._rung:
@@ -37,16 +37,16 @@ class Alarm:
             self._set(seconds)
             return True
 
-    def rearm(self, seconds: float | None) -> None:
+    def rearm(self, seconds: float) -> None:
         """The deadline moved while the vCPU is in the guest."""
         with self._changed:
             if self._in_guest:
                 self._set(seconds)
 
-    def _set(self, seconds: float | None) -> None:
-        self._deadline = None if seconds is None else time.monotonic() + seconds
+    def _set(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
         sleeping = self._sleeping_until
-        if self._deadline is not None and (sleeping is None or self._deadline < sleeping):
+        if sleeping is None or self._deadline < sleeping:
             self._changed.notify_all()
 
     def leave(self) -> None:

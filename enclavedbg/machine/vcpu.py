@@ -30,6 +30,12 @@ log = logging.getLogger(__name__)
 DEAF_NS = 10_000_000_000
 """Guest time after which an interrupt that waits with interrupts off makes a hang."""
 
+PANIC_SILENCE_NS = 1_000_000_000
+"""Guest time after which a kernel that panicked and says no more is taken to have said all."""
+
+LOOK_SECONDS = 1.0
+"""The guest is left alone no longer than this, so that a hung one is noticed."""
+
 
 class RunState(Enum):
     """What the machine does. Guest time runs in RUNNING alone."""
@@ -62,7 +68,8 @@ class VirtualCpu:
         self._events = events
         self._witness = witness
         self._alarm = Alarm(engine.interrupt)
-        board.pit.on_change = lambda: self._alarm.rearm(self._seconds_to_event())
+        witness.on_panic_over = engine.interrupt
+        board.pit.on_change = lambda: self._alarm.rearm(self._seconds_to_look())
         self._changed = threading.Condition()
         self._commands: deque[str] = deque()
         self._work: deque[Callable[[], None]] = deque()
@@ -72,6 +79,8 @@ class VirtualCpu:
         self._ending: Verdict | None = None
         self._deaf_since: int | None = None
         self._deaf_at_taken = -1
+        self._lines_seen = -1
+        self._lines_since = 0
         self._tsc: int | None = None
         self.held = False
         self.state = RunState.STOPPED
@@ -216,7 +225,7 @@ class VirtualCpu:
             if self._ending is not None:
                 return Interrupted()
             self._board.pit.tick()
-            if not self._alarm.enter(self._seconds_to_event()):
+            if not self._alarm.enter(self._seconds_to_look()):
                 continue
             try:
                 stop = self.engine.run()
@@ -239,6 +248,10 @@ class VirtualCpu:
         event = self._board.pit.next_event_ns()
         return None if event is None else max(0, event - self._clock.guest_ns()) / 1e9
 
+    def _seconds_to_look(self) -> float:
+        seconds = self._seconds_to_event()
+        return LOOK_SECONDS if seconds is None else min(seconds, LOOK_SECONDS)
+
     def _idle(self) -> None:
         """The CPU waits in HLT: sleep until the timer, a device or a person wants something."""
         with self._changed:
@@ -247,7 +260,9 @@ class VirtualCpu:
 
     def _look_for_life(self) -> None:
         """A guest that leaves an interrupt waiting for seconds is hung; a panic that is over need not be waited out."""
-        if self._witness.panic_over and self._ending is None:
+        if self._ending is not None:
+            return
+        if self._witness.panic_over or (self._witness.panic is not None and self._silent()):
             self._ending = self._witness.panicked()
             return
         if self._board.pic.pending() is None or self._deaf_at_taken != self._board.pic.acknowledged:
@@ -256,8 +271,15 @@ class VirtualCpu:
         now = self._clock.guest_ns()
         if self._deaf_since is None:
             self._deaf_since = now
-        elif now - self._deaf_since > DEAF_NS and self._ending is None:
+        elif now - self._deaf_since > DEAF_NS:
             self._ending = self._witness.deaf(self.engine.save_state().rip, DEAF_NS // 1_000_000_000)
+
+    def _silent(self) -> bool:
+        """Whether the console has stood still for PANIC_SILENCE_NS."""
+        now = self._clock.guest_ns()
+        if self._lines_seen != self._witness.lines:
+            self._lines_seen, self._lines_since = self._witness.lines, now
+        return now - self._lines_since > PANIC_SILENCE_NS
 
     # ---- after a run ----
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
@@ -46,7 +47,7 @@ class Verdict:
 _TIMESTAMP = re.compile(r"^(?:<\d+>)?\[\s*\d+\.\d+\](?:\[[ \w]+\])? ?")
 _PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
 _PANIC_OVER = re.compile(r"Rebooting in \d+ seconds|---\[ end Kernel panic")
-_HALTED = re.compile(r"reboot: (System halted|Power down)")
+_HALTED = re.compile(r"reboot: (System halted|Power down|Power off not available)")
 _RESTART = re.compile(r"reboot: Restarting system")
 _OOPS = re.compile(r"(?:BUG: .*|Oops: .*|general protection fault.*|kernel BUG at .*)")
 _INIT_EXIT = re.compile(r"^init: .* (?:exited with status \d+|killed by signal .*)")
@@ -63,6 +64,9 @@ class Witness:
         self.restarting = False
         self.program: str | None = None
         self.last: deque[str] = deque(maxlen=20)
+        self.lines = 0
+        self.on_panic_over: Callable[[], None] = lambda: None
+        """Called, on the vCPU thread, when the kernel has said all that it will say of a panic."""
 
     def __call__(self, record: Record) -> None:
         """An event stream subscriber."""
@@ -71,14 +75,16 @@ class Witness:
 
     def read(self, text: str) -> None:
         """One console line."""
+        self.lines += 1
         line = _TIMESTAMP.sub("", text.strip())
         if line:
             self.last.append(line)
         if self.panic is None:
             if match := _PANIC.search(line):
                 self.panic = match[1].strip()
-        elif _PANIC_OVER.search(line):
+        elif not self.panic_over and _PANIC_OVER.search(line):
             self.panic_over = True
+            self.on_panic_over()
         if self.oops is None and (match := _OOPS.match(line)):
             self.oops = match[0].strip()
         if match := _HALTED.search(line):
@@ -95,27 +101,26 @@ class Witness:
         if self.panic is not None:
             return self.panicked()
         if self.restarting or self.program:
-            return Verdict(Outcome.CLEAN, f"the enclave ended: {self.program or 'the guest rebooted'}")
-        return Verdict(Outcome.CLEAN, f"the enclave ended: the guest reset the machine{self._tail()}")
+            return self._ended(self.program or "the guest rebooted")
+        return self._ended(f"the guest reset the machine{self._tail()}")
 
     def power_off(self) -> Verdict:
         """The guest switched itself off through ACPI."""
         if self.panic is not None:
             return self.panicked()
-        return Verdict(Outcome.CLEAN, f"the enclave ended: {self.program or 'the guest powered off'}")
+        return self._ended(self.program or "the guest powered off")
 
     def panicked(self) -> Verdict:
         """The kernel gave up."""
-        cause = f", after: {self.oops}" if self.oops else ""
-        return Verdict(Outcome.PANIC, f"kernel panic: {self.panic}{cause}")
+        return Verdict(Outcome.PANIC, f"kernel panic: {self.panic}{self._after()}")
 
     def dead_halt(self, rip: int) -> Verdict:
         """The CPU halted with interrupts off: nothing can wake it."""
         if self.panic is not None:
             return self.panicked()
         if self.halted is not None:
-            ended = self.program or ("the guest powered off" if self.halted == "Power down" else "the guest halted")
-            return Verdict(Outcome.CLEAN, f"the enclave ended: {ended}")
+            halted = "the guest halted" if self.halted == "System halted" else "the guest powered off"
+            return self._ended(self.program or halted)
         return Verdict(Outcome.HANG, f"hang: the CPU halted with interrupts off at {rip:#x}{self._tail()}")
 
     def deaf(self, rip: int, seconds: int) -> Verdict:
@@ -135,6 +140,12 @@ class Witness:
         """The user's --timeout passed."""
         where = f", the CPU at {rip:#x}" if rip is not None else ""
         return Verdict(Outcome.TIMEOUT, f"still running after {seconds:g} s{where}{self._tail()}")
+
+    def _ended(self, how: str) -> Verdict:
+        return Verdict(Outcome.CLEAN, f"the enclave ended: {how}{self._after()}")
+
+    def _after(self) -> str:
+        return f", after a kernel error: {self.oops}" if self.oops else ""
 
     def _tail(self) -> str:
         return f"; last console line: {self.last[-1]}" if self.last else "; the console stayed empty"

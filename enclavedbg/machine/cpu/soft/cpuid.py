@@ -26,8 +26,8 @@ def _bits(*positions: int) -> int:
 _FEATURES_EDX = _bits(0, 2, 3, 4, 5, 6, 8, 13, 15, 16, 17, 19, 23, 24, 25, 26)
 # Leaf 1 ECX: SSE3 PCLMULQDQ SSSE3 CX16 SSE4.1 SSE4.2 MOVBE POPCNT AES, hypervisor present
 _FEATURES_ECX = _bits(0, 1, 9, 13, 19, 20, 22, 23, 25, 31)
-# Leaf 7 EBX: FSGSBASE BMI1 BMI2 ADX
-_FEATURES_7_EBX = _bits(0, 3, 8, 19)
+# Leaf 7 EBX: FSGSBASE TSC_ADJUST BMI1 BMI2 ADX
+_FEATURES_7_EBX = _bits(0, 1, 3, 8, 19)
 # Leaf 8000_0001: LAHF in long mode, LZCNT; SYSCALL NX RDTSCP LM
 _FEATURES_81_ECX = _bits(0, 5)
 _FEATURES_81_EDX = _bits(11, 20, 27, 29)
@@ -60,6 +60,9 @@ def make_cpuid(tsc_hz: Callable[[], int]) -> Callable[[int, int], Leaf]:
         if 0x8000_0002 <= leaf <= 0x8000_0004:
             a, b, c, d = struct.unpack_from("<4I", brand, (leaf - 0x8000_0002) * 16)
             return a, b, c, d
+        if leaf == 0x8000_0007:
+            # Invariant TSC: with TSC_ADJUST, Linux then trusts it and starts no watchdog against it.
+            return 0, 0, 0, 1 << 8
         if leaf == 0x8000_0008:
             return PHYSICAL_BITS | LINEAR_BITS << 8, 0, 0, 0
         return 0, 0, 0, 0

@@ -1,0 +1,214 @@
+"""The machine executing a real enclave image: from power-on to heartbeat, attestation and every kind of end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import struct
+import threading
+from pathlib import Path
+
+import pytest
+
+from enclavedbg.errors import EifError, MachineError
+from enclavedbg.machine import vcpu
+from enclavedbg.machine.cpu.soft import native
+from enclavedbg.machine.enclave import Enclave
+from enclavedbg.machine.verdict import Outcome
+from enclavedbg.nsm.verify import verify
+from tests.live.driver import BASE, DEMO, READY, Run, play, running
+
+pytestmark = pytest.mark.live
+
+RECORDED = json.loads((DEMO.parent / "measurements.json").read_text())
+
+both_engines = pytest.mark.parametrize(
+    "use_native",
+    [
+        pytest.param(
+            True, id="native", marks=pytest.mark.skipif(native.load() is None, reason="the native part is not built")
+        ),
+        pytest.param(False, id="python"),
+    ],
+)
+
+
+async def _attest(run: Run, *, nonce: bytes, user_data: bytes | None = None) -> bytes:
+    stream = await run.enclave.vsock.connect(5001)
+    for field in (user_data, nonce, None):
+        await stream.write(struct.pack(">I", 0xFFFF_FFFF) if field is None else struct.pack(">I", len(field)) + field)
+    status, length = struct.unpack(">BI", await stream.read_exactly(5))
+    document = await stream.read_exactly(length)
+    assert status == 0, document
+    stream.close()
+    return document
+
+
+@both_engines
+def test_from_power_on_to_heartbeat_attestation_echo_and_clean_exit(use_native: bool) -> None:
+    async def scene() -> None:
+        async with running(native=use_native) as run:
+            stages = [(await run.until_kind("boot")).event.stage for _ in range(5)]  # type: ignore[attr-defined]
+            assert stages == ["eif-read", "measured", "kernel-unpacked", "kernel-placed", "kernel-entered"]
+            await run.until_kind("vsock.heartbeat")
+            for index in range(3):
+                line = await run.until_console(f"PCR{index}: ")
+                assert line == f"PCR{index}: {getattr(run.enclave.measurements, f'pcr{index}').hex()}"
+            await run.until_console(READY)
+
+            echo = await run.enclave.vsock.connect(5000)
+            payload = os.urandom(200_000)
+            sent = asyncio.create_task(echo.write(payload))
+            assert await echo.read_exactly(len(payload)) == payload
+            await sent
+            echo.finish()
+            assert await echo.read() == b""
+
+            document = await _attest(run, nonce=b"n" * 20, user_data=b"hello")
+            verified = verify(document, root=run.enclave.nsm.authority.root(), nonce=b"n" * 20)
+            assert verified.document.user_data == b"hello"
+            assert verified.document.pcrs[0] == run.enclave.measurements.pcr0
+            assert verified.document.module_id == run.enclave.nsm.module_id
+
+            assert await run.command("exit 3") == b"ok\n"
+            verdict = await run.verdict()
+            assert verdict.outcome is Outcome.CLEAN
+            assert verdict.line == "the enclave ended: init: /demo exited with status 3"
+            assert "init: /demo exited with status 3" in run.enclave.console.text()
+
+    play(scene)
+
+
+def test_debug_mode_zeroes_the_images_registers() -> None:
+    async def scene() -> None:
+        async with running(debug_mode=True) as run:
+            assert (await run.until_console("PCR0: ")).endswith("0" * 96)
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("command", "outcome", "words"),
+    [
+        ("exit 0", Outcome.CLEAN, "init: /demo exited with status 0"),
+        ("crash", Outcome.CLEAN, "init: /demo killed by signal 11"),
+        ("oom", Outcome.CLEAN, "init: /demo killed by signal 9"),
+        ("reboot", Outcome.CLEAN, "the guest rebooted"),
+        ("poweroff", Outcome.CLEAN, "the guest powered off"),
+        ("panic", Outcome.PANIC, "kernel panic: "),
+        ("kernel BUG", Outcome.CLEAN, "after a kernel error: kernel BUG at"),
+        ("kernel EXHAUST_STACK", Outcome.PANIC, "stack guard page was hit"),
+    ],
+)
+def test_every_end_has_a_verdict(command: str, outcome: Outcome, words: str) -> None:
+    async def scene() -> None:
+        async with running() as run:
+            await run.until_console(READY)
+            assert await run.command(command) == b"ok\n"
+            verdict = await run.verdict()
+            assert (verdict.outcome, verdict.exit_status) == (outcome, outcome.value)
+            assert words in verdict.line
+            assert "\n" not in verdict.line
+
+    play(scene)
+
+
+def test_a_kernel_that_spins_with_interrupts_off_is_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vcpu, "DEAF_NS", 1_000_000_000)
+
+    async def scene() -> None:
+        async with running() as run:
+            await run.until_console(READY)
+            assert await run.command("hang kernel") == b"ok\n"
+            verdict = await run.verdict()
+            assert verdict.outcome is Outcome.HANG
+            assert "interrupts stayed off" in verdict.line
+
+    play(scene)
+
+
+def test_a_time_limit_says_where_the_guest_was() -> None:
+    async def scene() -> None:
+        async with running() as run:
+            await run.until_console(READY)
+            assert await run.command("hang") == b"ok\n"
+            run.enclave.time_out(1.5)
+            verdict = await run.verdict()
+            assert verdict.outcome is Outcome.TIMEOUT
+            assert verdict.line.startswith("still running after 1.5 s, the CPU at 0x")
+
+    play(scene)
+
+
+def test_guest_reaches_unix_sockets_and_they_reach_it(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with running(vsock_dir=tmp_path / "v") as run:
+            await run.until_console(READY)
+            reader, writer = await asyncio.open_unix_connection(str(tmp_path / "v" / "vsock"))
+            writer.write(b"CONNECT 5000\nhello")
+            assert (await reader.readline()).startswith(b"OK ")
+            assert await reader.readexactly(5) == b"hello"
+            writer.close()
+        assert not (tmp_path / "v").exists()
+
+    play(scene)
+
+
+def test_closing_in_the_middle_leaves_nothing_behind(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+
+    async def scene() -> None:
+        async with running(vsock_dir=tmp_path, console_file=tmp_path / "console") as run:
+            await run.until_console("Linux version")
+
+    play(scene)
+    assert {t.name for t in set(threading.enumerate()) - before if not t.daemon} == set()
+    assert not [t for t in threading.enumerate() if t.name in ("enclavedbg-vcpu", "enclavedbg-alarm")]
+    assert [p.name for p in tmp_path.iterdir()] == ["console"]
+    assert b"Linux version" in (tmp_path / "console").read_bytes()
+
+
+def test_packaged_image_is_what_its_recipe_recorded() -> None:
+    async def scene() -> None:
+        async with running(halted=True) as run:
+            for index in range(3):
+                assert getattr(run.enclave.measurements, f"pcr{index}").hex() == RECORDED[f"PCR{index}"]
+
+    play(scene)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip"])
+def test_damaged_image_is_refused_in_one_line(damage: str) -> None:
+    image = bytearray(DEMO.read_bytes())
+    if damage == "truncate":
+        del image[-1000:]
+    else:
+        image[len(image) // 2] ^= 1
+
+    async def scene() -> None:
+        with pytest.raises(EifError) as caught:
+            async with running(eif=bytes(image)):
+                pass
+        assert "\n" not in str(caught.value)
+
+    play(scene)
+
+
+def test_too_little_memory_says_how_much_it_takes() -> None:
+    async def scene() -> None:
+        with pytest.raises(MachineError, match=r"needs at least \d+ MiB, --memory gives 32 MiB"):
+            async with running(memory=32 << 20):
+                pass
+
+    play(scene)
+
+
+def test_kvm_is_refused_honestly() -> None:
+    async def scene() -> None:
+        with pytest.raises(MachineError, match="software CPU only"):
+            Enclave(BASE.__class__(eif=DEMO, cpu="kvm"), loop=asyncio.get_running_loop())
+
+    play(scene)
+
+
