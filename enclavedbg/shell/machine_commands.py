@@ -44,9 +44,14 @@ async def step(session: Session, words: list[str]) -> Text:
     count = number(words[0], "a count") if words else 1
     if session.target.running:
         raise CommandError("the machine is running; stop it first")
+    before = session.target.state()
     for _ in range(max(1, min(count, 10_000))):
         await session.until_stopped(session.target.step)
-    return await where(session)
+    text = await where(session)
+    after = session.target.state()
+    if before.halted and after.halted and before.rip == after.rip:
+        text += lines("The CPU waits in HLT for an interrupt, and steps hold those back; continue instead.", "warn")
+    return text
 
 
 @COMMANDS.add("regs", "registers", usage="[all]", completes="all")

@@ -207,11 +207,11 @@ class Session:
 
     def remove_breakpoint(self, number: int) -> Breakpoint:
         """Take a breakpoint away; raises CommandError when there is none of that number."""
-        point = self.breakpoints.pop(number, None)
+        point = self.breakpoints.get(number)
         if point is None:
             raise CommandError(f"there is no breakpoint {number}; `break` lists them")
-        if all(other.address != point.address for other in self.breakpoints.values()):
-            self.target.remove_breakpoint(point.address, owner=OWNER)
+        self.target.remove_breakpoint(point.address, owner=OWNER)
+        del self.breakpoints[number]
         return point
 
     def close(self) -> None:
