@@ -26,7 +26,10 @@ class Gdb:
     def __init__(self) -> None:
         from pygdbmi.gdbcontroller import GdbController
 
-        self._controller = GdbController(command=["gdb", "--nx", "--quiet", "--interpreter=mi3"])
+        self._controller = GdbController(
+            command=["gdb", "--nx", "--quiet", "--interpreter=mi3"],
+            time_to_check_for_additional_output_sec=0.001,  # an answer is complete when it comes
+        )
         self._pending: list[dict[str, Any]] = []
 
     def command(self, text: str) -> dict[str, Any]:
