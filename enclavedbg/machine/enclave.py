@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from enclavedbg.eif import EifImage, Measurements, read_eif
-from enclavedbg.errors import MachineError, NsmError
+from enclavedbg.errors import EifError, MachineError, NsmError
 from enclavedbg.machine.bus import Bus
 from enclavedbg.machine.chipset.board import Board
 from enclavedbg.machine.clock import Clock, entropy_source
@@ -192,17 +192,27 @@ class Enclave:
         if self.config.vsock_dir is not None:
             self._endpoints = UnixEndpoints(self.config.vsock_dir, self.vsock)
             self._endpoints.open()
-        threading.Thread(target=self._prepare_authority, name="enclavedbg-authority", daemon=True).start()
+        threading.Thread(target=self._prepare, name="enclavedbg-prepare", daemon=True).start()
         self.vcpu.start()
         self.publish(BootStage("kernel-entered", f"rip {self.booted.entry:#x}{', halted' if halted else ''}"))
         if not halted:
             self.vcpu.resume()
 
-    def _prepare_authority(self) -> None:
+    def _prepare(self) -> None:
+        """What loads cryptography, done beside the boot: the authority's keys, and the image's own signature."""
         try:
             self.nsm.prepare()
         except NsmError as error:
             self.publish(GuestWarning("nsm", str(error)))
+        if self.image.signature is not None:
+            from enclavedbg.eif.signature import read_signature, verify_signature
+
+            try:
+                verify_signature(
+                    read_signature(self.image.signature), self.measurements.pcr0, at=self.clock.host_now()
+                )
+            except EifError as error:
+                self.publish(GuestWarning("eif", f"{error} (nitro-cli run-enclave would not start this image)"))
 
     async def wait_ended(self) -> Verdict:
         """Wait for the verdict."""

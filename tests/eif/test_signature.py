@@ -30,9 +30,9 @@ PCR0 = measure(read_eif(write_eif(kernel=b"KERNEL", cmdline=b"c", ramdisks=[b"R"
 KEY = ec.generate_private_key(ec.SECP384R1())
 
 
-def certificate(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+def certificate(key: ec.EllipticCurvePrivateKey, *, since: datetime = NOW) -> x509.Certificate:
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "signer")])
-    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, NOW, NOW + timedelta(days=30))
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, since, since + timedelta(days=30))
     return builder.sign(key, hashes.SHA256())
 
 

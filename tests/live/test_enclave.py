@@ -7,16 +7,21 @@ import json
 import os
 import struct
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from enclavedbg.eif import measure, read_eif, write_eif
 from enclavedbg.errors import EifError, MachineError
 from enclavedbg.machine import vcpu
 from enclavedbg.machine.cpu.soft import native
 from enclavedbg.machine.enclave import Enclave
 from enclavedbg.machine.verdict import Outcome
 from enclavedbg.nsm.verify import verify
+from tests.eif.test_signature import certificate, cose, section
 from tests.live.driver import BASE, DEMO, READY, Run, play, running
 
 pytestmark = pytest.mark.live
@@ -174,6 +179,35 @@ def test_packaged_image_is_what_its_recipe_recorded() -> None:
         async with running(halted=True) as run:
             for index in range(3):
                 assert getattr(run.enclave.measurements, f"pcr{index}").hex() == RECORDED[f"PCR{index}"]
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("this_image", "valid", "warning"),
+    [(True, True, ""), (False, True, "it does not sign PCR0"), (True, False, "the signing certificate is valid from")],
+)
+def test_a_signature_is_checked_as_run_enclave_does(this_image: bool, valid: bool, warning: str) -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    since = datetime.now(UTC) - timedelta(days=1 if valid else 31)
+    pem = certificate(key, since=since).public_bytes(Encoding.PEM)
+    image = read_eif(DEMO)
+    pcr0 = measure(image).pcr0 if this_image else bytes(48)
+    signed = write_eif(
+        kernel=image.kernel,
+        cmdline=image.cmdline,
+        ramdisks=image.ramdisks,
+        metadata=image.metadata,
+        signature=section(pem, cose(key, 1, pcr0)),
+    )
+
+    async def scene() -> None:
+        async with running(eif=signed) as run:
+            await run.until_console(READY)
+            assert run.enclave.nsm.bank.values()[8] == run.enclave.measurements.pcr8 != bytes(48)
+        warnings = [r.event.summary() for r in run.records if r.event.kind == "warning"]
+        assert len(warnings) == bool(warning)
+        assert all(warning in text for text in warnings)
 
     play(scene)
 
