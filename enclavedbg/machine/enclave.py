@@ -91,6 +91,7 @@ class Enclave:
         self._ended = asyncio.Event()
         self._endpoints: UnixEndpoints | None = None
         self._closed = False
+        self._preparing = threading.Thread(target=self._prepare, name="enclavedbg-prepare", daemon=True)
         self.clock = Clock()
         self.events = EventStream(self.clock.guest_ns)
         self._witness = Witness()
@@ -192,7 +193,7 @@ class Enclave:
         if self.config.vsock_dir is not None:
             self._endpoints = UnixEndpoints(self.config.vsock_dir, self.vsock)
             self._endpoints.open()
-        threading.Thread(target=self._prepare, name="enclavedbg-prepare", daemon=True).start()
+        self._preparing.start()
         self.vcpu.start()
         self.publish(BootStage("kernel-entered", f"rip {self.booted.entry:#x}{', halted' if halted else ''}"))
         if not halted:
@@ -233,6 +234,8 @@ class Enclave:
         if self._closed:
             return
         self._closed = True
+        if self._preparing.is_alive():
+            await asyncio.to_thread(self._preparing.join)
         await asyncio.to_thread(self.vcpu.close)
         await self.vsock.close()
         self.console.close()
