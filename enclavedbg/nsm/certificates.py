@@ -6,7 +6,9 @@ that no one can mistake for the real authority's. This module loads `cryptograph
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -202,6 +204,14 @@ def from_pem(pem: bytes) -> Link:
     return Link(key, certificate, certificate.public_bytes(serialization.Encoding.DER))
 
 
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Read a certificate without cryptography's warnings, which go to standard error whoever made it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def first_line(error: Exception) -> str:
     """The start of another library's message, fit for one line of ours."""
     return (str(error) or type(error).__name__).splitlines()[0][:80]
@@ -223,16 +233,19 @@ class CertificateSummary:
 def summarise(der: bytes) -> CertificateSummary:
     """Describe a DER certificate; raises NsmError when it cannot be read."""
     try:
-        certificate = x509.load_der_x509_certificate(der)
-        public_key = certificate.public_key()
-        return CertificateSummary(
-            certificate.subject.rfc4514_string(),
-            certificate.issuer.rfc4514_string(),
-            certificate.serial_number,
-            certificate.not_valid_before_utc,
-            certificate.not_valid_after_utc,
-            public_key.curve.name if isinstance(public_key, ec.EllipticCurvePublicKey) else type(public_key).__name__,
-            len(der),
-        )
+        with quietly():
+            certificate = x509.load_der_x509_certificate(der)
+            public_key = certificate.public_key()
+            return CertificateSummary(
+                certificate.subject.rfc4514_string(),
+                certificate.issuer.rfc4514_string(),
+                certificate.serial_number,
+                certificate.not_valid_before_utc,
+                certificate.not_valid_after_utc,
+                public_key.curve.name
+                if isinstance(public_key, ec.EllipticCurvePublicKey)
+                else type(public_key).__name__,
+                len(der),
+            )
     except READ_ERRORS as error:
         raise NsmError(f"a certificate that cannot be read ({first_line(error)})") from error

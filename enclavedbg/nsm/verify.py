@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.x509.oid import ExtensionOID
 
-from enclavedbg.nsm.certificates import COORDINATE_SIZE, READ_ERRORS, first_line
+from enclavedbg.nsm.certificates import COORDINATE_SIZE, READ_ERRORS, first_line, quietly
 from enclavedbg.nsm.document import Check, DecodedDocument, DocumentError, decode_document, signed_bytes
 
 _KNOWN_CRITICAL = (ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE)
@@ -100,19 +100,20 @@ class _Certificate:
 
 def _read_certificate(der: bytes, where: str) -> _Certificate:
     try:
-        certificate = x509.load_der_x509_certificate(der)
-        key = certificate.public_key()
-        for extension in certificate.extensions:
-            if extension.critical and extension.oid not in _KNOWN_CRITICAL:
-                raise DocumentError(
-                    Check.CONSTRAINTS, f"{where} has the unknown critical extension {extension.oid.dotted_string}"
-                )
-        found = {extension.oid: extension.value for extension in certificate.extensions}
-        constraints = found.get(ExtensionOID.BASIC_CONSTRAINTS)
-        usage = found.get(ExtensionOID.KEY_USAGE)
-        subject, issuer = certificate.subject.public_bytes(), certificate.issuer.public_bytes()
-        not_before, not_after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        hash_used = certificate.signature_hash_algorithm
+        with quietly():
+            certificate = x509.load_der_x509_certificate(der)
+            key = certificate.public_key()
+            for extension in certificate.extensions:
+                if extension.critical and extension.oid not in _KNOWN_CRITICAL:
+                    raise DocumentError(
+                        Check.CONSTRAINTS, f"{where} has the unknown critical extension {extension.oid.dotted_string}"
+                    )
+            found = {extension.oid: extension.value for extension in certificate.extensions}
+            constraints = found.get(ExtensionOID.BASIC_CONSTRAINTS)
+            usage = found.get(ExtensionOID.KEY_USAGE)
+            subject, issuer = certificate.subject.public_bytes(), certificate.issuer.public_bytes()
+            not_before, not_after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+            hash_used = certificate.signature_hash_algorithm
     except READ_ERRORS as error:
         raise DocumentError(Check.CERTIFICATES, f"{where} cannot be read ({first_line(error)})") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != ec.SECP384R1.name:
