@@ -121,9 +121,9 @@ class _Writer:
                 if kind:
                     self._add_fde(kind, start, address, code)
                 kind, start, at, previous, rows, code = kinds[number], address, address, 0, 0, []
-                if not kind:
-                    previous = number
-                    continue
+            if not kind:
+                previous = number
+                continue
             pair = previous * width + number
             step = steps.get(pair)
             if step is None:

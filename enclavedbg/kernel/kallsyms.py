@@ -28,7 +28,8 @@ MAX_SYMBOLS = 1 << 21
 MAX_CANDIDATES = 64
 MAX_TOKEN_TABLES = 4
 NAMES_PER_MARKER = 256
-MAX_NAME_BYTES = 2 + 0x3FFF
+LONGEST_NAME = 2 + 512
+"""KSYM_NAME_LEN of 6.1 and later, and its length; compressed ones are shorter."""
 MAX_TEXT = 256 << 20
 """Bound on the decoded names, which tokens could otherwise blow up."""
 SEQUENCE_BYTES = 3
@@ -70,14 +71,21 @@ def _token_tables(image: bytes) -> Iterator[tuple[int, list[bytes]]]:
     for _ in range(MAX_CANDIDATES):
         if hit < 0:
             return
-        start = hit
-        for _ in range(ord("0")):
-            floor = max(0, start - 2 - MAX_TOKEN)
-            start = image.rfind(b"\0", floor, max(0, start - 1)) + 1 or floor
-        tokens = image[start : start + TOKENS * MAX_TOKEN].split(b"\0", TOKENS)[:TOKENS]
+        # Back to the second token; only the index says how long the first one is, whose front has no zero byte.
+        second = hit
+        for _ in range(ord("0") - 1):
+            floor = max(0, second - 2 - MAX_TOKEN)
+            second = image.rfind(b"\0", floor, max(0, second - 1)) + 1 or floor
+        rest = image[second : second + TOKENS * MAX_TOKEN].split(b"\0", TOKENS - 1)[: TOKENS - 1]
+        index = _align(second + sum(map(len, rest)) + len(rest), 8)
+        start = second - int.from_bytes(image[index + 2 : index + 4], "little")
+        tokens = [image[max(0, start) : second - 1], *rest]
         expected = list(accumulate((len(token) + 1 for token in tokens[:-1]), initial=0))
-        index = _align(start + sum(map(len, tokens)) + len(tokens), 8)
-        if expected[-1] < 1 << 16 and image[index : index + 2 * TOKENS] == struct.pack(f"<{len(expected)}H", *expected):
+        if (
+            0 <= start < second
+            and expected[-1] < 1 << 16
+            and image[index : index + 2 * TOKENS] == struct.pack(f"<{len(expected)}H", *expected)
+        ):
             yield start, tokens
         hit = image.find(DIGITS, hit + 1)
 
@@ -130,21 +138,22 @@ def _run_ending(image: bytes, end: int) -> tuple[int, list[int]]:
     """(start, values) of the ascending run of u32 from 0 that ends at `end`; no values when it is no such run."""
     markers: list[int] = []
     above = 0
+    at = end
     for at in range(end - 4, max(0, end - 4 * (MAX_SYMBOLS // NAMES_PER_MARKER)), -4):
         value = _u32(image, at)
-        if markers and not NAMES_PER_MARKER <= above - value <= NAMES_PER_MARKER * MAX_NAME_BYTES:
+        if markers and not NAMES_PER_MARKER <= above - value <= NAMES_PER_MARKER * LONGEST_NAME:
             return at + 4, []
         markers.append(value)
         if value == 0:
             return at, markers[::-1] if len(markers) > 1 else []
         above = value
-    return end - 4, []
+    return min(at, end - 4), []
 
 
 def _names_start(image: bytes, markers_at: int, markers: list[int]) -> tuple[int, int]:
     """Where the names start and how many they are: the number lies before them and must agree with the markers."""
     last = markers_at - markers[-1]
-    first = max(8, last - NAMES_PER_MARKER * 256 - 8)
+    first = max(0, last - NAMES_PER_MARKER * LONGEST_NAME - 8)
     for names in range(last & ~7, first, -8):
         count = _u32(image, names - 8)
         if -(-count // NAMES_PER_MARKER) != len(markers) or _u32(image, names - 4):
