@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import subprocess
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 import enclavedbg
 from enclavedbg.kernel.btf import Btf
 from enclavedbg.kernel.image import KernelImage
+from enclavedbg.kernel.log import LogRecord, read_log
 from enclavedbg.kernel.orc import OrcLayout, OrcTable
 from enclavedbg.kernel.symbolfile import build
 from enclavedbg.kernel.symbols import KernelSymbols
@@ -101,8 +103,8 @@ def test_gdb_reads_the_symbol_file_without_a_complaint(tmp_path: Path) -> None:
     ]
 
 
-async def stop_at(*names: str) -> list[Backtrace]:
-    """Boot the demo image and walk the stack at the first call of each function, in order."""
+async def stop_at(*names: str) -> tuple[list[Backtrace], list[LogRecord], str]:
+    """Boot the demo image, walk the stack at the first call of each function, in order; the log and console there."""
     enclave = Enclave(EnclaveConfig(eif=EIF, ephemeral_authority=True), loop=asyncio.get_running_loop())
     try:
         enclave.start(halted=True)
@@ -121,13 +123,17 @@ async def stop_at(*names: str) -> list[Backtrace]:
             assert state.rip == address
             traces.append(backtrace(debug.read_virtual, state, names_of, orc))
             debug.clear_owner("test")
-        return traces
+        contents = names_of.image.contents(".BTF")
+        assert contents is not None
+        log = read_log(debug.read_virtual, names_of, Btf.parse(contents))
+        return traces, log, enclave.console.text()
     finally:
         await enclave.close()
 
 
 def test_stacks_of_the_running_kernel_are_walked_to_their_ends() -> None:
-    early, call, interrupt = asyncio.run(stop_at("start_kernel", "do_sys_openat2", "irq_exit_rcu"))
+    traces, log, console = asyncio.run(stop_at("start_kernel", "do_sys_openat2", "irq_exit_rcu"))
+    early, call, interrupt = traces
     assert [f.symbol for f in early.frames][:3] == ["start_kernel", "x86_64_start_reservations", "x86_64_start_kernel"]
     assert early.end == "end of stack"
     path = [f.symbol for f in call.frames]
@@ -139,3 +145,10 @@ def test_stacks_of_the_running_kernel_are_walked_to_their_ends() -> None:
     assert interrupt.frames[entry + 1].interrupted
     # A kernel thread or the idle task ends in the kernel, a process in its own code.
     assert interrupt.end == "end of stack" or interrupt.frames[-1].user
+
+    assert log[0].text.startswith("Linux version 6.12.")
+    assert [r.sequence for r in log] == list(range(len(log)))
+    assert all(a.time_ns <= b.time_ns for a, b in pairwise(log)) and {r.facility for r in log} == {0}
+    # Every message that the console shows is one of the log's, with its time.
+    shown = [line.split("] ", 1)[1].rstrip() for line in console.splitlines() if line.startswith("[")]
+    assert len(shown) > 20 and set(shown) <= {line.rstrip() for r in log for line in r.text.splitlines()}
