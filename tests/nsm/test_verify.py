@@ -242,10 +242,10 @@ def test_no_flipped_byte_is_believed(at: int, flip: int) -> None:
 
 
 def test_odd_certificates_do_not_write_to_standard_error(recwarn: pytest.WarningsRecorder) -> None:
-    """cryptography warns of a serial number of 0; the person at the terminal did not make the certificate."""
+    """cryptography warns of negative serial numbers; the person at the terminal did not make the certificate."""
     der = shared_authority().credentials(MODULE_ID).certificate
     serial = 0x0123456789ABCDEF << 64 | int(START.timestamp())
-    assert (spoilt := der.replace(serial.to_bytes(16, "big"), bytes(16))) != der
+    assert (spoilt := der.replace(serial.to_bytes(16, "big"), b"\x81" + bytes(15))) != der
     chain = Chain.make()
     assert refused(chain.document(leaf=spoilt), root=chain.root) is Check.CHAIN
     assert not recwarn.list
