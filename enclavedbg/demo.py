@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 import struct
 import time
 from collections.abc import Callable, Coroutine
@@ -30,6 +31,10 @@ READY_LINE = "demo: ready"
 STAGES = ("eif-read", "measured", "kernel-entered", "heartbeat")
 """Boot stages that the tour insists on, in their order."""
 
+GREETING = """\
+Try: status, pcrs, attest hello, vsock send 5000 hello, break __x64_sys_poll, bt, step, regs, c, delete
+and at the end: vsock send 5002 panic. All commands: help. Leave: quit."""
+
 BOOT_SECONDS = 60.0
 STEP_SECONDS = 30.0
 
@@ -55,7 +60,19 @@ def run_demo(options: Options) -> int:
         return run_loop(_tour(options))
     from enclavedbg.runner import run_with_shell
 
-    return run_with_shell(options, default_gdb=Address(LOOPBACK, GDB_PORT))
+    gdb = options.gdb or Address(LOOPBACK, _free_port(GDB_PORT))
+    return run_with_shell(replace(options, gdb=gdb), greeting=GREETING)
+
+
+def _free_port(wanted: int) -> int:
+    """The wanted port of loopback, or 0 (any free one) when another program has it."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, wanted))
+        except OSError:
+            return 0
+    return wanted
 
 
 # --- the tour

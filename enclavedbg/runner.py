@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from enclavedbg.machine.events import ConsoleLine, GuestWarning, Record
@@ -32,6 +31,8 @@ UNREAD_LIMIT = 64 << 20
 
 LAST_WORDS_SECONDS = 0.3
 """How long an interrupted run waits for a terminal that takes no text."""
+
+GREETING = "Commands: help. Leave: quit."
 
 SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 BROKEN_PIPE = 141
@@ -221,12 +222,12 @@ def wants_shell(options: Options) -> bool:
 
 def run(options: Options) -> int:
     """Run an image as the options say; the exit status. Raises EnclaveDbgError for bad input."""
-    return run_loop(_run(options, with_shell=wants_shell(options)))
+    return run_loop(_run(options, greeting=GREETING if wants_shell(options) else None))
 
 
-def run_with_shell(options: Options, *, default_gdb: Address) -> int:
-    """Run an image in the shell; gdb is served too, at `default_gdb` when the options name no address."""
-    return run_loop(_run(replace(options, gdb=options.gdb or default_gdb), with_shell=True))
+def run_with_shell(options: Options, *, greeting: str) -> int:
+    """Run an image in the shell, which begins with a greeting; the exit status."""
+    return run_loop(_run(options, greeting=greeting))
 
 
 def run_loop(work: Coroutine[Any, Any, int]) -> int:
@@ -256,15 +257,16 @@ def set_up_logging() -> None:
     logging.getLogger("enclavedbg").setLevel(level if level in logging.getLevelNamesMapping() else "WARNING")
 
 
-async def _run(options: Options, *, with_shell: bool) -> int:
-    if options.wait and options.gdb is None and not with_shell:
+async def _run(options: Options, *, greeting: str | None) -> int:
+    """One run; `greeting` opens a shell with it, None prints the console instead."""
+    if options.wait and options.gdb is None and greeting is None:
         raise UsageError("--wait stops before the first instruction, and nobody could go on; add --gdb :1234")
     loop = asyncio.get_running_loop()
     departure = Departure(loop)
     printer = Printer(loop, on_broken=lambda: departure.depart(BROKEN_PIPE))
     try:
-        async with powered(config_of(options), None if with_shell else printer.observe) as enclave:
-            status = await departure.or_(_inside(options, enclave, printer, with_shell=with_shell))
+        async with powered(config_of(options), printer.observe if greeting is None else None) as enclave:
+            status = await departure.or_(_inside(options, enclave, printer, greeting=greeting))
             line = _last_line(enclave)
         printer.line(line)
         await departure.or_(printer.close())
@@ -282,48 +284,48 @@ def _last_line(enclave: Enclave) -> str:
     return f"enclavedbg: {verdict.line if verdict else 'left before the enclave ended'}"
 
 
-async def _inside(options: Options, enclave: Enclave, printer: Printer, *, with_shell: bool) -> int:
+async def _inside(options: Options, enclave: Enclave, printer: Printer, *, greeting: str | None) -> int:
     """From power-on to the end, whichever way it comes."""
     from enclavedbg.shell.session import Session
 
     session = Session(enclave)
     try:
         if options.gdb is None:
-            return await _until_end(options, enclave, session, with_shell=with_shell)
-        if options.gdb.public:
-            printer.warning(
-                f"gdb may connect to {options.gdb} from other machines, and do with this process what it likes"
-            )
+            return await _until_end(options, enclave, session, greeting=greeting)
         async with serving_gdb(enclave, options.gdb, session) as server:
             bound = Address(*server.address)
             session.notes["gdb"] = str(bound)
+            if options.gdb.public:
+                printer.warning(
+                    f"gdb may connect to {bound} from other machines, and do with this process what it likes"
+                )
             printer.warning(f"gdb may attach: gdb -ex 'target remote {bound}'")
-            return await _until_end(options, enclave, session, with_shell=with_shell)
+            return await _until_end(options, enclave, session, greeting=greeting)
     finally:
         session.close()
 
 
-async def _until_end(options: Options, enclave: Enclave, session: Session, *, with_shell: bool) -> int:
+async def _until_end(options: Options, enclave: Enclave, session: Session, *, greeting: str | None) -> int:
     enclave.start(halted=options.wait)
     timer = None
     if options.timeout is not None:
         timer = asyncio.get_running_loop().call_later(options.timeout, enclave.time_out, options.timeout)
     try:
-        if with_shell:
-            await open_shell(session)
-        else:
+        if greeting is None:
             await enclave.wait_ended()
+        else:
+            await open_shell(session, greeting)
     finally:
         if timer is not None:
             timer.cancel()
     return enclave.verdict.exit_status if enclave.verdict is not None else 0
 
 
-async def open_shell(session: Session) -> None:
+async def open_shell(session: Session, greeting: str) -> None:
     """The shell, until the person leaves it; raises Departed on Ctrl-C."""
     from enclavedbg.shell.prompt import Interrupted, Shell
 
     try:
-        await Shell(session).run()
+        await Shell(session, greeting=greeting).run()
     except Interrupted:
         raise Departed(SIGNALS["SIGINT"]) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from enclavedbg.machine.console import printable
 from enclavedbg.machine.events import Record
 from enclavedbg.shell.machine_commands import COMMANDS, number, where
 from enclavedbg.shell.render import event_line
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from enclavedbg.nsm.verify import VerifiedDocument
 
 DEFAULT_LINES = 20
+ANSWER_SECONDS = 1.0
+ANSWER_LIMIT = 1 << 16
+ANSWER_LINES = 100
 
 
 @COMMANDS.add("status", "info")
@@ -117,13 +121,15 @@ def _excerpt(value: bytes) -> str:
     return text if text.isprintable() and "\ufffd" not in text and len(text) <= 60 else value[:32].hex()
 
 
-@COMMANDS.add("vsock", usage="[packets [COUNT]]", completes="packets")
+@COMMANDS.add("vsock", usage="[packets [COUNT] | send PORT TEXT]", completes="packets|send")
 async def vsock(session: Session, words: list[str]) -> Text:
-    """Show connections and services, or the last packets that crossed."""
+    """Show connections and services or the last packets; or send a line to a port of the guest, and its answer."""
     if words and words[0] == "packets":
         return _history(session, "vsock.packet", words[1:], "No packet has crossed yet.")
+    if len(words) >= 2 and words[0] == "send":
+        return await _send(session, number(words[1], "a port"), " ".join(words[2:]))
     if words:
-        raise CommandError("expected: vsock or vsock packets [COUNT]")
+        raise CommandError("expected: vsock, vsock packets [COUNT] or vsock send PORT TEXT")
     switch = session.enclave.vsock
     rows: list[Text] = [[("name", "guest     host         state         by        from guest  to guest  endpoint")]]
     for c in switch.connections():
@@ -137,6 +143,24 @@ async def vsock(session: Session, words: list[str]) -> Text:
     past = session.enclave.events.history("vsock.connection")
     rows += [event_line(record) for record in past[-10:]]
     return joined(rows)
+
+
+async def _send(session: Session, port: int, line: str) -> Text:
+    """Connect to a port, send a line, and show what comes back until the guest pauses."""
+    answer = bytearray()
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            async with await session.enclave.vsock.connect(port, label="shell") as stream:
+                await stream.write(line.encode() + b"\n")
+                while piece := await stream.read():
+                    answer += piece
+                    if len(answer) > ANSWER_LIMIT:
+                        break
+    except TimeoutError:
+        if not answer:
+            what = "the enclave is stopped" if not session.target.running else "its program does not serve that port"
+            raise CommandError(f"port {port} did not answer within {ANSWER_SECONDS:.0f} s; perhaps {what}") from None
+    return joined([("", printable(row))] for row in bytes(answer[:ANSWER_LIMIT]).split(b"\n")[:ANSWER_LINES] if row)
 
 
 @COMMANDS.add("console", usage="[COUNT|all]", completes="all")

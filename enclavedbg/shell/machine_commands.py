@@ -133,7 +133,8 @@ async def break_(session: Session, words: list[str]) -> Text:
         )
     text = "".join(words)
     address = await session.address(text)
-    point = session.add_breakpoint(address, await session.describe(address))
+    name = await session.describe(address)
+    point = await session.while_stopped(lambda: session.add_breakpoint(address, name))
     return lines(f"Breakpoint {point.number} at {address:#x} ({point.text})")
 
 
@@ -141,7 +142,7 @@ async def break_(session: Session, words: list[str]) -> Text:
 async def delete(session: Session, words: list[str]) -> Text:
     """Take away a breakpoint of this shell, or all of them."""
     numbers = [number(word, "a breakpoint's number") for word in words] or list(session.breakpoints)
-    gone = [session.remove_breakpoint(n) for n in numbers]
+    gone = await session.while_stopped(lambda: [session.remove_breakpoint(n) for n in numbers])
     return lines("\n".join(f"Breakpoint {point.number} ({point.text}) is gone" for point in gone))
 
 

@@ -65,7 +65,8 @@ def open_history(environ: Mapping[str, str]) -> History:
 class Shell:
     """The interactive shell over one session.
 
-    Input, output and `show` can be given, for tests and recordings. `show` takes every text for the person.
+    Input, output and `show` can be given, for tests and recordings: `show` takes every text for the person.
+    `greeting` comes first.
     """
 
     def __init__(
@@ -76,8 +77,10 @@ class Shell:
         output: Output | None = None,
         history: History | None = None,
         show: Callable[[Text], None] | None = None,
+        greeting: str = "",
     ) -> None:
         self._session = session
+        self._greeting = greeting
         self._style = Style.from_dict(STYLES)
         self._show = show or self._print
         self._patched = show is None
@@ -104,7 +107,7 @@ class Shell:
         patched: AbstractContextManager[Any] = patch_stdout(raw=True) if self._patched else nullcontext()
         try:
             with patched:
-                self._show(lines("Commands: help. Leave: quit.", "dim"))
+                self._show(lines(self._greeting, "dim"))
                 while not self._session.ended.is_set():
                     await self._once()
         finally:
@@ -133,7 +136,7 @@ class Shell:
 
     def _hear(self, record: Record) -> None:
         """On the publishing thread: keep the event for the loop, which shows several at a time."""
-        if not wanted(record.event.kind, self._session.live):
+        if not wanted(record.event, self._session.live):
             return
         if len(self._waiting) == BURST:
             self._missed += 1

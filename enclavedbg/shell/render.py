@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enclavedbg.machine.events import Record
+from enclavedbg.machine.events import Event, Record
 from enclavedbg.shell.text import Text, seconds
 
 _STYLES = {
@@ -36,6 +36,12 @@ def _summary(record: Record) -> str:
     return record.event.summary().rstrip("\n")
 
 
-def wanted(kind: str, kinds: set[str]) -> bool:
-    """Whether an event of this kind is to be shown: its name or a beginning of it (`vsock`) was chosen."""
+def wanted(event: Event, kinds: set[str]) -> bool:
+    """Whether an event is to be shown live: its kind or a beginning of that (`vsock`) was chosen.
+
+    Linux fetches random numbers every second; those exchanges are in the history, but not worth a line each.
+    """
+    kind = event.kind
+    if getattr(event, "name", "") == "GetRandom" and not getattr(event, "error", None):
+        return False
     return kind in ALWAYS or any(kind == chosen or kind.startswith(chosen + ".") for chosen in kinds)

@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from enclavedbg.errors import SymbolError
 from enclavedbg.machine.cpu.state import CpuState
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from enclavedbg.vsock.switch import VsockSwitch
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 OWNER = "shell"
 """Whose breakpoints ours are, to the machine."""
@@ -196,6 +198,16 @@ class Session:
             raise CommandError(f"the machine did not stop within {STOP_SECONDS:.0f} s; try `stop` again") from None
         finally:
             unsubscribe()
+
+    async def while_stopped(self, change: Callable[[], _T]) -> _T:
+        """Do a change that needs a stopped machine; one that runs is stopped for the moment it takes."""
+        if not self.target.running:
+            return change()
+        await self.until_stopped(self.target.interrupt)
+        try:
+            return change()
+        finally:
+            self.target.resume()
 
     def add_breakpoint(self, address: int, text: str) -> Breakpoint:
         """Set a breakpoint and give it a number."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from enclavedbg.errors import VsockError
 from enclavedbg.shell.table import CommandError
 
 from .conftest import Live
@@ -56,6 +57,16 @@ def test_vsock(live: Live) -> None:
     assert "9000 (heartbeat)" in text
     packets = live.command("vsock packets 50")
     assert "RW 5 bytes |hello|" in packets
+
+
+def test_vsock_send_shows_the_answer(live: Live) -> None:
+    assert live.command("vsock send 5000 hello there") == "hello there\n"
+    assert "PCR0: " in live.command("vsock send 5002 pcrs")
+    with pytest.raises(VsockError):
+        live.command("vsock send 4444 nobody")
+    live.command("stop")
+    with pytest.raises(CommandError, match="the enclave is stopped"):
+        live.command("vsock send 5000 hello")
 
 
 def test_console(live: Live) -> None:

@@ -61,6 +61,18 @@ def test_a_bad_end_is_red_and_a_good_one_green() -> None:
 
 
 def test_which_events_are_shown() -> None:
-    assert wanted("nsm.exchange", {"nsm"}) and wanted("nsm", {"nsm"})
-    assert not wanted("nsmx", {"nsm"}) and not wanted("vsock.packet", {"vsock.connection"})
-    assert wanted("stop", set()) and wanted("verdict", set()) and wanted("warning", set())
+    @dataclass(frozen=True)
+    class Exchange:
+        name: str = "DescribePCR"
+        error: str | None = None
+        kind: ClassVar[str] = "nsm.exchange"
+
+        def summary(self) -> str:
+            return self.name
+
+    assert wanted(Exchange(), {"nsm"}) and wanted(Exchange(), {"nsm.exchange"})
+    assert not wanted(Exchange(), {"ns", "nsm.pcr", "vsock"})
+    assert not wanted(Exchange("GetRandom"), {"nsm"})
+    assert wanted(Exchange("GetRandom", "InternalError"), {"nsm"})
+    assert wanted(GuestStopped("x", 1), set()) and wanted(GuestWarning("x", "y"), set())
+    assert wanted(Verdict(Outcome.CLEAN, "x"), set())
