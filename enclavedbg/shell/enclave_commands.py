@@ -59,7 +59,7 @@ async def pcrs(session: Session, words: list[str]) -> Text:
         if index in measured:
             same = measured[index] == value
             row.append(
-                ("good", "  as the file") if same else ("bad", f"  the file has {measured[index].hex()[:16]}...")
+                ("good", "  = file") if same else ("bad", f"  the file has {measured[index].hex()[:16]}...")
             )
         rows.append(row)
     return joined(rows)
@@ -86,9 +86,8 @@ def _attest(session: Session, user_data: bytes | None, nonce: bytes | None) -> t
 
     module = session.enclave.nsm
     document = module.attest(user_data=user_data, nonce=nonce)
-    at = session.enclave.clock.wall()
     verified = verify(
-        document, root=module.authority.root(), at=at, user_data=user_data, nonce=nonce, allow_debug=module.debug_mode
+        document, root=module.authority.root(), user_data=user_data, nonce=nonce, allow_debug=module.debug_mode
     )
     return document, verified
 
