@@ -311,6 +311,13 @@ class WatchpointSupport:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryRegion:
+    """`qMemoryRegionInfo` (LLDB): what is mapped around an address."""
+
+    address: int
+
+
+@dataclass(frozen=True, slots=True)
 class ThreadSuffix:
     """`QThreadSuffixSupported` (LLDB): `;thread:ID;` will follow register packets."""
 
@@ -335,8 +342,8 @@ Request = (
     | WriteRegister | ReadMemory | WriteMemory | VContQuery | VCont | SelectThread | ThreadAlive
     | CurrentThread | ListThreads | ThreadText | ThreadStop | Attached | Xfer | InsertPoint | RemovePoint
     | Detach | Kill | FileSetFs | FileOpen | FileClose | FileRead | FileStatus | FileSize | SectionOffsets
-    | SymbolLookup | MonitorText | HostInfo | ProcessInfo | ServerVersion | WatchpointSupport | ThreadSuffix
-    | ThreadsInStopReply | ErrorStrings | DetachStopped
+    | SymbolLookup | MonitorText | HostInfo | ProcessInfo | ServerVersion | WatchpointSupport | MemoryRegion
+    | ThreadSuffix | ThreadsInStopReply | ErrorStrings | DetachStopped
 )  # fmt: skip
 
 
@@ -576,6 +583,7 @@ FORMS: Mapping[bytes, Callable[[bytes], Request]] = {
     b"qProcessInfo": _plain(ProcessInfo(), name="qProcessInfo"),
     b"qGDBServerVersion": _plain(ServerVersion(), name="qGDBServerVersion"),
     b"qWatchpointSupportInfo": _plain(WatchpointSupport(), name="qWatchpointSupportInfo"),
+    b"qMemoryRegionInfo": lambda rest: MemoryRegion(_hex(rest.removeprefix(b":"), "the address")),
     b"qSupportsDetachAndStayStopped": _plain(DetachStopped(), name="qSupportsDetachAndStayStopped"),
     b"QThreadSuffixSupported": _plain(ThreadSuffix(), name="QThreadSuffixSupported"),
     b"QListThreadsInStopReply": _plain(ThreadsInStopReply(), name="QListThreadsInStopReply"),

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
 from enclavedbg import __version__
-from enclavedbg.errors import EnclaveDbgError, MachineError, ProtocolError
+from enclavedbg.errors import EnclaveDbgError, GuestFault, MachineError, ProtocolError
 from enclavedbg.gdbstub import packets
 from enclavedbg.gdbstub.client import PROCESS, VCPU, Client, Dialect, Feature, HandlerTable, Reply
 from enclavedbg.gdbstub.files import KERNEL_PATH
 from enclavedbg.gdbstub.targetxml import TARGET_XML
+from enclavedbg.machine.cpu.state import CR4_LA57
+from enclavedbg.machine.paging import Translation
 
 log = logging.getLogger(__name__)
 
 TABLE = HandlerTable()
+
+_REGION_PAGES = 128
+"""How far a memory region is followed; a longer one is told in parts."""
+
+_HOLES = {"PTE": 1 << 12, "PDE": 1 << 21, "PDPTE": 1 << 30, "PML4E": 1 << 39, "PML5E": 1 << 48}
+"""How much is missing when an entry of this level is."""
 
 _TRIPLE = b"x86_64-unknown-linux-gnu".hex()
 
@@ -91,8 +100,8 @@ def _threads(client: Client, annex: str) -> bytes:
 
 async def _exec_file(client: Client, annex: str) -> bytes:
     assert client.services.symbols is not None
-    if annex and int(annex, 16) != PROCESS:
-        raise ProtocolError(f"there is no process {annex}, only {PROCESS}")
+    if annex and annex.lstrip("0") != f"{PROCESS:x}":
+        raise ProtocolError(f"there is no process {annex!r}, only {PROCESS}")
     await client.services.symbols()  # so that a kernel without symbols is said here, not by a failing open
     return KERNEL_PATH.encode()
 
@@ -102,31 +111,32 @@ def _libraries(client: Client, annex: str) -> bytes:
     return b'<library-list-svr4 version="1.0"/>'
 
 
-DOCUMENTS: dict[str, Callable[[Client, str], bytes | Awaitable[bytes]]] = {
+DOCUMENTS: dict[str, Callable[[Client, str], bytes]] = {
     "features": _target_xml,
     "threads": _threads,
-    "exec-file": _exec_file,
     "libraries-svr4": _libraries,
 }
 """What `qXfer` reads, by object name; each is announced because it is here."""
 
+SYMBOL_DOCUMENTS: dict[str, Callable[[Client, str], Awaitable[bytes]]] = {"exec-file": _exec_file}
+"""Those that wait for the symbol file, and are there only with one."""
+
 
 def _served(client: Client) -> list[str]:
-    return [name for name in DOCUMENTS if name != "exec-file" or client.services.symbols is not None]
+    return [*DOCUMENTS, *(SYMBOL_DOCUMENTS if client.services.symbols is not None else ())]
 
 
 @TABLE.handles(packets.Xfer)
 def xfer(client: Client, request: packets.Xfer) -> Reply:
     if request.object not in _served(client):
         return b""
-    document = DOCUMENTS[request.object](client, request.annex)
-    if isinstance(document, bytes):
-        return _piece(document, request)
-    return _later_piece(document, request)
+    if request.object in SYMBOL_DOCUMENTS:
+        return _later_piece(client, request)
+    return _piece(DOCUMENTS[request.object](client, request.annex), request)
 
 
-async def _later_piece(document: Awaitable[bytes], request: packets.Xfer) -> bytes:
-    return _piece(await document, request)
+async def _later_piece(client: Client, request: packets.Xfer) -> bytes:
+    return _piece(await SYMBOL_DOCUMENTS[request.object](client, request.annex), request)
 
 
 def _piece(document: bytes, request: packets.Xfer) -> bytes:
@@ -151,7 +161,8 @@ def monitor(client: Client, request: packets.MonitorText) -> Reply:
     if isinstance(result, str):
         client.console(result)
         return b"OK"
-    return _later_monitor(client, result)
+    # A task of its own, so that the command is carried out even if its client has left by then.
+    return _later_monitor(client, asyncio.ensure_future(result))
 
 
 async def _later_monitor(client: Client, result: Awaitable[str]) -> bytes:
@@ -189,6 +200,44 @@ def server_version(client: Client, request: packets.ServerVersion) -> Reply:
 @TABLE.handles(packets.WatchpointSupport)
 def watchpoint_support(client: Client, request: packets.WatchpointSupport) -> Reply:
     return b"num:64;"
+
+
+@TABLE.handles(packets.MemoryRegion, stopped=True)
+def memory_region(client: Client, request: packets.MemoryRegion) -> Reply:
+    start, end, page = _region(client, request.address)
+    if page is None:
+        return f"start:{start:x};size:{end - start:x};".encode()
+    rights = f"r{'w' if page.writable else ''}{'x' if page.executable else ''}"
+    return f"start:{start:x};size:{end - start:x};permissions:{rights};".encode()
+
+
+def _region(client: Client, address: int) -> tuple[int, int, Translation | None]:
+    """First and last address of the run of like pages, or of the hole, that begins at `address`'s page."""
+    first, end, page = _page(client, address)
+    for _ in range(_REGION_PAGES):
+        if end > packets.MAX_ADDRESS:
+            break
+        _, next_end, next_page = _page(client, end)
+        if _rights(next_page) != _rights(page):
+            break
+        end = next_end
+    return first, end, page
+
+
+def _page(client: Client, address: int) -> tuple[int, int, Translation | None]:
+    try:
+        page = client.target.translate(address)
+    except GuestFault as fault:
+        if fault.level == "canonical":
+            half = 1 << (56 if client.target.state().cr4 & CR4_LA57 else 47)
+            return half, packets.MAX_ADDRESS + 1 - half, None
+        size = _HOLES.get(fault.level, 1 << 12)
+        return address & -size, (address & -size) + size, None
+    return address & -page.page_size, (address & -page.page_size) + page.page_size, page
+
+
+def _rights(page: Translation | None) -> tuple[bool, ...]:
+    return () if page is None else (page.writable, page.user, page.executable)
 
 
 @TABLE.handles(packets.ThreadSuffix, Feature("QThreadSuffixSupported+", Dialect.LLDB))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from enum import Enum, auto
 
 from enclavedbg.errors import EnclaveDbgError, MachineError
@@ -62,7 +62,7 @@ class Session:
         self._waiting: deque[bytes] = deque()
         self._last_reply = b""
         self._attached = False
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Future[bytes] | None = None
 
     def feed(self, received: bytes) -> None:
         """Take bytes from the client, in pieces of any size."""
@@ -139,13 +139,8 @@ class Session:
                 self._waiting.appendleft(body)
                 return
             self._give(self._handle(request), request)
-        except EnclaveDbgError as error:
-            log.info("refused %r: %s", body[:_SHOWN], error)
-            self._reply(self.client.error(error))
-        except Exception:
-            # The outermost place: whatever goes wrong in an answer, the machine and the session live on.
-            log.exception("no answer to %r", body[:_SHOWN])
-            self._reply(self.client.error(MachineError("internal error; the log of enclavedbg has the details")))
+        except Exception as error:
+            self._reply(self._failed(error, repr(body[:_SHOWN])))
 
     def _note_dialect(self, request: Request) -> None:
         client = self.client
@@ -194,23 +189,28 @@ class Session:
                 self._end()
             case _:
                 self.state = State.BUSY
-                self._task = asyncio.ensure_future(self._later(reply))
+                self._task = asyncio.ensure_future(reply)
+                self._task.add_done_callback(self._finish_later)
 
-    async def _later(self, reply: Awaitable[bytes]) -> None:
-        try:
-            body = await reply
-        except EnclaveDbgError as error:
-            log.info("refused: %s", error)
-            body = self.client.error(error)
-        except Exception:
-            log.exception("no answer")
-            body = self.client.error(MachineError("internal error; the log of enclavedbg has the details"))
-        self._task = None
-        if self.state is State.CLOSED:
+    def _finish_later(self, task: asyncio.Future[bytes]) -> None:
+        if self.state is State.CLOSED or task.cancelled():
             return
+        try:
+            body = task.result()
+        except Exception as error:
+            body = self._failed(error, "a packet that took longer")
+        self._task = None
         self.state = State.READY
         self._reply(body)
         self.drain()
+
+    def _failed(self, error: Exception, what: object) -> bytes:
+        """The error reply. This is the outermost place: whatever goes wrong, machine and session live on."""
+        if isinstance(error, EnclaveDbgError):
+            log.info("refused %s: %s", what, error)
+            return self.client.error(error)
+        log.error("no answer to %s", what, exc_info=error)
+        return self.client.error(MachineError("internal error; the log of enclavedbg has the details"))
 
     def _run(self, *, step: bool) -> None:
         target = self.client.target
