@@ -113,7 +113,7 @@ async def bt(session: Session, words: list[str]) -> Text:
     trace = await session.backtrace()
     rows: list[Text] = []
     for level, frame in enumerate(trace.frames):
-        name = f"{frame.symbol}+{frame.offset:#x}" if frame.symbol else "user program" if frame.user else "?"
+        name = (frame.symbol or ("user program" if frame.user else "?")) + (f"+{frame.offset:#x}" if frame.offset else "")
         rows.append([("dim", f"#{level:<3}"), ("", f"{frame.ip:016x}  "), ("code", name)])
         if frame.interrupted and level:
             rows[-1].append(("dim", "  interrupted here"))

@@ -22,7 +22,7 @@ def test_status(live: Live) -> None:
 def test_pcrs_are_those_of_the_file(live: Live) -> None:
     text = live.command("pcrs")
     for index in (0, 1, 2):
-        assert f"PCR{index}  {live.enclave.measurements.as_mapping()[index].hex()} locked  as the file" in text
+        assert f"PCR{index}  {live.enclave.measurements.as_mapping()[index].hex()} locked  = file" in text
     assert len(text.splitlines()) == 3
     assert len(live.command("pcrs all").splitlines()) == 32
 
