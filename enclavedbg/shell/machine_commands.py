@@ -113,7 +113,9 @@ async def bt(session: Session, words: list[str]) -> Text:
     trace = await session.backtrace()
     rows: list[Text] = []
     for level, frame in enumerate(trace.frames):
-        name = (frame.symbol or ("user program" if frame.user else "?")) + (f"+{frame.offset:#x}" if frame.offset else "")
+        name = frame.symbol or ("user program" if frame.user else "?")
+        if frame.offset:
+            name += f"+{frame.offset:#x}"
         rows.append([("dim", f"#{level:<3}"), ("", f"{frame.ip:016x}  "), ("code", name)])
         if frame.interrupted and level:
             rows[-1].append(("dim", "  interrupted here"))
