@@ -214,7 +214,7 @@ class VirtualCpu:
             self.engine.write_tsc(self._tsc)
         self._clock.resume()
         try:
-            return self.engine.step() if stepping else self._run_until_stop()
+            return self._step() if stepping else self._run_until_stop()
         finally:
             self._tsc = self.engine.read_tsc()
             self._clock.pause()
@@ -239,6 +239,16 @@ class VirtualCpu:
                 case _:
                     return stop
         return Interrupted()
+
+    def _step(self) -> CpuStop:
+        """One instruction; a CPU in HLT is first left to wait for what wakes it."""
+        stop = self.engine.step()
+        while stop == Halted(interruptible=True) and not self._stop_wanted and self._ending is None:
+            self._do_work()
+            self._board.pit.tick()
+            self._idle()
+            stop = self.engine.step()
+        return stop
 
     def _do_work(self) -> None:
         while self._work:

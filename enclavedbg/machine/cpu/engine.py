@@ -99,7 +99,10 @@ class CpuEngine(Protocol):
         ...
 
     def step(self) -> CpuStop:
-        """Execute one instruction with interrupts held back; a fault ends at its handler's first instruction."""
+        """Execute one instruction with interrupts held back; a fault ends at its handler's first instruction.
+
+        From HLT it goes on when an interrupt waits, without taking it, and else reports Halted.
+        """
         ...
 
     def interrupt(self) -> None:

@@ -231,6 +231,16 @@ def test_step_holds_interrupts_back(guest: BareGuest) -> None:
     assert (guest.regs()["rbx"], guest.controller.acknowledged) == (1, 1)
 
 
+def test_step_leaves_a_halt_when_an_interrupt_waits_without_taking_it(guest: BareGuest) -> None:
+    guest.code(b"\xfb", HLT, b"\x48\xff\xc0", HLT)  # sti; hlt; inc rax
+    guest.start()
+    assert guest.engine.run() == Halted(interruptible=True)
+    assert guest.engine.step() == Halted(interruptible=True)
+    guest.controller.vector = 0x40
+    assert guest.engine.step() == StepDone()
+    assert (guest.regs()["rax"], guest.controller.acknowledged) == (1, 0)
+
+
 @pytest.mark.parametrize(
     ("kind", "code"),
     [

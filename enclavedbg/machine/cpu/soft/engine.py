@@ -108,7 +108,9 @@ class SoftEngine:
         """Execute one instruction with interrupts held back."""
         core = self._core
         if self._halted:
-            return Halted(self._interruptible)
+            if not self._interruptible or self._interrupts.pending() is None:
+                return Halted(self._interruptible)
+            self._halted = False
         self._settle_interrupt()
         self._withdraw_interrupt()
         core.singlestep.value = at.SSTEP_ENABLE | at.SSTEP_NOIRQ
