@@ -17,7 +17,7 @@ from typing import Protocol
 
 from enclavedbg.errors import VsockError
 from enclavedbg.vsock.connection import Connection
-from enclavedbg.vsock.contract import ConnectionInfo, HostSide
+from enclavedbg.vsock.contract import ConnectionInfo, HostSide, Timer
 from enclavedbg.vsock.credit import ReceiveCredit
 from enclavedbg.vsock.events import (
     HOST_CID,
@@ -393,7 +393,7 @@ class VsockSwitch:
     def publish(self, event: VsockConnection) -> object:
         return self._publish(event)
 
-    def timer(self, seconds: float, callback: Callable[[], None]) -> GuestTimer:
+    def timer(self, seconds: float, callback: Callable[[], None]) -> Timer:
         return GuestTimer(self._loop, self._now_ns, seconds=seconds, callback=callback)
 
 

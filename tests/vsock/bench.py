@@ -141,6 +141,18 @@ class FakeGuest:
         return sock
 
 
+class HandTimer:
+    """A time-out that passes when the test says so."""
+
+    def __init__(self, seconds: float, callback: Callable[[], None]) -> None:
+        self.seconds = seconds
+        self.callback = callback
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
 class Bench:
     """What a scenario gets."""
 
@@ -159,6 +171,28 @@ class Bench:
     def _publish(self, event: VsockEvent) -> None:
         self.events.append(event)
         self._happened.set()
+
+    def timers_by_hand(self) -> Callable[[], float]:
+        """Take time-outs out of the clock's hands; the result lets the one that is set pass, and tells its length."""
+        timers: list[HandTimer] = []
+
+        def timer(seconds: float, callback: Callable[[], None]) -> HandTimer:
+            timers.append(HandTimer(seconds, callback))
+            return timers[-1]
+
+        def let_pass() -> float:
+            (due,) = [t for t in timers if not t.cancelled]
+            timers.clear()
+            due.callback()
+            return due.seconds
+
+        self.switch.timer = timer  # type: ignore[method-assign]
+        return let_pass
+
+    async def drained(self) -> None:
+        """Everything that the guest sent has been handled."""
+        while self.switch._inbound:
+            await asyncio.sleep(0)
 
     async def until(self, predicate: Callable[[VsockEvent], bool]) -> VsockEvent:
         """The first event, past or to come, for which `predicate` holds."""
