@@ -20,11 +20,11 @@ def _bits(**fields: int | tuple[int, int]) -> Bits:
 
 FLAGS: dict[str, tuple[str, int, Bits]] = {
     "x86_eflags": (CORE, 4, (
-        *_bits(CF=0), ("", 1, 1), *_bits(PF=2, AF=4, ZF=6, SF=7, TF=8, IF=9, DF=10, OF=11, IOPL=(12, 13), NT=14,
+        *_bits(CF=0), ("", 1, 1), *_bits(PF=2, AF=4, ZF=6, SF=7, TF=8, IF=9, DF=10, OF=11, NT=14,
                                          RF=16, VM=17, AC=18, VIF=19, VIP=20, ID=21),
     )),
     "i386_mxcsr": (SSE, 4, _bits(
-        IE=0, DE=1, ZE=2, OE=3, UE=4, PE=5, DAZ=6, IM=7, DM=8, ZM=9, OM=10, UM=11, PM=12, RC=(13, 14), FZ=15,
+        IE=0, DE=1, ZE=2, OE=3, UE=4, PE=5, DAZ=6, IM=7, DM=8, ZM=9, OM=10, UM=11, PM=12, FZ=15,
     )),
     "x86_cr0": (SYSTEM, 8, _bits(PE=0, MP=1, EM=2, TS=3, ET=4, NE=5, WP=16, AM=18, NW=29, CD=30, PG=31)),
     "x86_cr3": (SYSTEM, 8, _bits(PWT=3, PCD=4, PDBR=(12, 51))),

@@ -13,6 +13,7 @@ from enclavedbg.machine.cpu.engine import (
     Halted,
     Interrupted,
     StepDone,
+    TripleFault,
     Watchpoint,
     WatchpointHit,
 )
@@ -126,6 +127,8 @@ class FakeMachine:
         self.stop_reason, self.verdict = reason, verdict
         if isinstance(reason, Halted):
             self.verdict = FakeVerdict("hang: the CPU halted with interrupts off", 12)
+        elif isinstance(reason, TripleFault) and verdict is None:
+            self.verdict = FakeVerdict("triple fault", 11)
         self.events.publish(GuestStopped(type(reason).__name__, self.cpu.rip))
 
     def _execute(self) -> CpuStop | None:
@@ -133,7 +136,10 @@ class FakeMachine:
         match list(self._fetch(cpu.rip)):
             case [0x88, 0x07]:
                 address = cpu.regs["rdi"]
-                self.write_physical(self.translate(address).gpa, bytes((cpu.regs["rax"] & 0xFF,)))
+                try:
+                    self.write_physical(self.translate(address).gpa, bytes((cpu.regs["rax"] & 0xFF,)))
+                except GuestFault:
+                    return TripleFault(14)
                 cpu.rip += 2
                 for watch, _ in self.watchpoints:
                     if watch.address <= address < watch.address + watch.length:
