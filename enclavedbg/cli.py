@@ -12,11 +12,14 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from enclavedbg import __version__
 from enclavedbg.errors import EnclaveDbgError
 from enclavedbg.options import LOOPBACK, Address, Options, UsageError
+
+if TYPE_CHECKING:
+    from enclavedbg.verbs.table import Family
 
 HELP = f"""\
 enclavedbg {__version__}: run an AWS Nitro Enclave image here; stop it, look into it
@@ -43,6 +46,9 @@ fault, 12 hang, 13 --timeout, 130 Ctrl-C; docs/exit-codes.md has them all.
 """
 
 VERBS = ("demo",)
+
+FAMILIES = {"eif": "enclavedbg.verbs.eif"}
+"""Words with verbs of their own, by the module that has their table."""
 
 _SIZE = re.compile(r"([0-9]+) ?([KMGT]?)(i?B)?", re.IGNORECASE)
 _SIZE_SHIFT = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
@@ -146,8 +152,14 @@ def execute(options: Options) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `enclavedbg`."""
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        return execute(parse(sys.argv[1:] if arguments is None else arguments))
+        if given and given[0] in FAMILIES:
+            from importlib import import_module
+
+            family: Family = import_module(FAMILIES[given[0]]).FAMILY
+            return family.run(given[1:])
+        return execute(parse(given))
     except EnclaveDbgError as error:
         print(f"enclavedbg: {error}", file=sys.stderr)
         return error.exit_status
