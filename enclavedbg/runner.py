@@ -168,6 +168,7 @@ async def serving_gdb(enclave: Enclave, address: Address, session: Session) -> A
     """gdb's server at an address; closed at the end. Raises MachineError when the address cannot be had."""
     from enclavedbg.gdbstub.server import GdbServer
     from enclavedbg.kernel import symbolfile
+    from enclavedbg.machine.verdict import Outcome
 
     server = GdbServer(
         enclave.debug,
@@ -175,6 +176,7 @@ async def serving_gdb(enclave: Enclave, address: Address, session: Session) -> A
         symbol_file=lambda: symbolfile.build(enclave.kernel_elf),
         kernel=enclave.kernel_elf,
         commands=monitor_commands(session),
+        end_guest=lambda: enclave.end(Outcome.INTERRUPTED, "the enclave ended: gdb killed it"),
     )
     await server.start(address.host, address.port)
     try:

@@ -20,7 +20,7 @@ _TARGET = re.compile(r"^0x[0-9a-f]+$")
 COMMANDS = CommandTable()
 
 
-@COMMANDS.add("stop", "interrupt")
+@COMMANDS.add("stop", "interrupt", monitor=False)
 async def stop(session: Session, words: list[str]) -> Text:
     """Stop the machine; guest time stands still."""
     if not session.target.running:
@@ -29,7 +29,7 @@ async def stop(session: Session, words: list[str]) -> Text:
     return await where(session)
 
 
-@COMMANDS.add("continue", "c", "cont")
+@COMMANDS.add("continue", "c", "cont", monitor=False)
 async def resume(session: Session, words: list[str]) -> Text:
     """Let the machine run on."""
     if session.target.running:
@@ -38,7 +38,7 @@ async def resume(session: Session, words: list[str]) -> Text:
     return []
 
 
-@COMMANDS.add("step", "s", "si", usage="[COUNT]")
+@COMMANDS.add("step", "s", "si", usage="[COUNT]", monitor=False)
 async def step(session: Session, words: list[str]) -> Text:
     """Execute one instruction, or COUNT of them."""
     count = number(words[0], "a count") if words else 1
