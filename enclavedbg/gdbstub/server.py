@@ -90,6 +90,7 @@ class GdbServer:
         if self._listener is not None:
             self._listener.close()
         for connection in tuple(self._connections):
+            self._release(connection, vanished=False)
             connection.drop()
         if self._listener is not None:
             await self._listener.wait_closed()

@@ -16,6 +16,7 @@ from enclavedbg.gdbstub import data, files, packets, queries, running
 from enclavedbg.gdbstub.client import Client, Deferred, Dialect, Feature, Reply, Services, merge
 from enclavedbg.gdbstub.framing import PACKET_SIZE, BadPacket, Decoder, Packet, Signal, encode
 from enclavedbg.gdbstub.packets import Request
+from enclavedbg.gdbstub.parser import parse
 from enclavedbg.gdbstub.target import Verdict
 
 log = logging.getLogger(__name__)
@@ -109,12 +110,14 @@ class Session:
         self.drain()
 
     def machine_ended(self, verdict: Verdict) -> None:
-        """The machine published its verdict."""
+        """The machine published its verdict: it was let go, or ended from outside, and is not there for a look."""
         self.client.verdict = verdict
-        if self.state is State.RUNNING and self.client.told_verdict:
-            self._finish(verdict)
-        elif not self.client.target.running:
-            self.machine_stopped()
+        match self.state:
+            case State.RUNNING:
+                self._finish(verdict)
+            case State.STOPPING:
+                self.state = State.READY
+        self.drain()
 
     def close(self) -> None:
         """Forget the client: nothing is sent or called any more. Its breakpoints are the server's to remove."""
@@ -133,7 +136,7 @@ class Session:
 
     def _answer(self, body: bytes) -> None:
         try:
-            request = packets.parse(body)
+            request = parse(body)
             self._note_dialect(request)
             if not self._reach(request):
                 self._waiting.appendleft(body)
@@ -226,19 +229,26 @@ class Session:
             target.step() if step else target.resume()
         except EnclaveDbgError:
             self.state = State.READY
-            raise
+            if verdict is None:
+                raise
+            self._finish(verdict)
 
     def _report_stop(self) -> None:
+        """The guest's end is a stop first, with the reason as text, so that it can be looked at."""
         self.state = State.READY
-        verdict = running.verdict_of(self.client)
-        if verdict is not None and not self.client.told_verdict:
-            self.client.told_verdict = True
-            self._console(f"enclavedbg: {verdict.line}\n")
+        if (verdict := running.verdict_of(self.client)) is not None:
+            self._tell(verdict)
         self._reply(running.stop_reply(self.client))
 
     def _finish(self, verdict: Verdict) -> None:
         self.state = State.READY
+        self._tell(verdict)
         self._reply(running.exit_reply(self.client, verdict))
+
+    def _tell(self, verdict: Verdict) -> None:
+        if not self.client.told_verdict:
+            self.client.told_verdict = True
+            self._console(f"enclavedbg: {verdict.line}\n")
 
     def _console(self, text: str) -> None:
         raw = text.encode("utf-8", "replace")

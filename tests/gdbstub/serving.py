@@ -46,7 +46,7 @@ class PlainClient:
         self.connection.sendall(encode(body if isinstance(body, bytes) else body.encode()))
 
     def answer(self) -> bytes:
-        """The next packet's body; b"" with `closed` semantics is an EOFError."""
+        """The next packet's body; EOFError once the server has hung up."""
         while b"#" not in self._buffer[:-2]:
             more = self.connection.recv(1 << 16)
             if not more:
@@ -68,6 +68,7 @@ def serving(
     symbol_file: Callable[[], bytes] | None = None,
     kernel: bytes | None = None,
     commands: Iterable[MonitorCommand] = (),
+    end_guest: Callable[[], object] | None = None,
 ) -> Iterator[Serving]:
     """A started server; closed at the end, with its loop and its machine's thread."""
     machine = machine or FakeMachine(threaded=True)
@@ -75,7 +76,14 @@ def serving(
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:
-        server = GdbServer(machine, machine.events, symbol_file=symbol_file, kernel=kernel, commands=commands)
+        server = GdbServer(
+            machine,
+            machine.events,
+            symbol_file=symbol_file,
+            kernel=kernel,
+            commands=commands,
+            end_guest=end_guest,
+        )
         asyncio.run_coroutine_threadsafe(server.start("127.0.0.1", 0), loop).result(10)
         try:
             yield Serving(machine, loop, server)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -141,6 +145,44 @@ def test_the_end_is_shown_before_gdb_lets_go(served: Serving) -> None:
     assert out.index("Program received signal SIGTRAP") > said
     assert "= (void (*)()) 0xffffffff81000005 <loop_end+1>" in out
     assert "exited with code 014" in out
+
+
+def test_ctrl_c_stops_the_machine(served: Serving) -> None:
+    command = ["gdb", "--nx", "--quiet", "--interpreter=mi3"]
+    resumed = threading.Event()
+    served.machine.events.subscribe(lambda record: resumed.set() if record.event.kind == "resume" else None)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        killer = threading.Timer(30, process.kill)
+        killer.start()
+        process.stdin.write(f"-target-select remote {served.host}:{served.port}\n-exec-continue\n")
+        process.stdin.flush()
+        for line in process.stdout:
+            if line.startswith("*running"):
+                assert resumed.wait(10)
+                os.kill(process.pid, signal.SIGINT)
+            if line.startswith("*stopped") and "SIGINT" in line:
+                break
+        else:
+            pytest.fail("gdb ended without having stopped the machine")
+        assert not served.machine.running
+        process.stdin.write("-gdb-exit\n")
+        process.stdin.flush()
+        killer.cancel()
+
+
+def test_the_script_loads_and_its_commands_reach_monitor(served: Serving) -> None:
+    script = Path(__file__).parents[2] / "gdb-scripts" / "enclavedbg.gdb"
+    out = gdb(served, f"source {script}", "pcrs", "regs", "break not_there_yet")
+    assert "PCR0 0011" in out and "privilege level 0" in out and "(not_there_yet) pending" in out
+
+
+def test_kill_is_refused_without_harm_or_ends_the_guest(served: Serving) -> None:
+    assert "Can't kill process" in gdb(served, "kill", status=1)
+    ended: list[bool] = []
+    with serving(end_guest=lambda: ended.append(True)) as other:
+        assert "[Inferior 1 (process 1) killed]" in gdb(other, "kill")
+    assert ended == [True]
 
 
 def test_a_second_gdb_is_told_why_it_cannot_attach(served: Serving) -> None:

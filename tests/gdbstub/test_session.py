@@ -17,7 +17,7 @@ from enclavedbg.gdbstub.early import LinkedSegment, LinkMap
 from enclavedbg.gdbstub.files import KERNEL_PATH
 from enclavedbg.gdbstub.framing import PACKET_SIZE, encode
 from enclavedbg.gdbstub.monitor import MonitorCommand
-from enclavedbg.gdbstub.packets import FORMS
+from enclavedbg.gdbstub.parser import FORMS
 from enclavedbg.gdbstub.session import State
 from enclavedbg.gdbstub.targetxml import TARGET_XML
 from enclavedbg.machine.cpu.engine import Interrupted, StepDone, TripleFault, WatchKind, Watchpoint
@@ -355,14 +355,42 @@ def test_the_end_is_shown_before_the_session_ends() -> None:
     assert talk.take() == []
 
 
-def test_an_end_without_a_hold_is_reported_too() -> None:
+def test_an_end_from_outside_ends_the_session_with_its_reason() -> None:
     talk = gdb()
     talk.send("vCont;c")
-    talk.machine.verdict = FakeVerdict("the enclave ended: time is up", 13)
+    talk.machine.verdict = FakeVerdict("still running after 5 s", 13)
     talk.machine.advance()
-    words, stop = talk.take()
-    assert "time is up" in talk.console([words]) and stop.startswith(b"T05")
-    assert talk.send("vCont;c") == [b"W0d;process:1"]
+    words, end = talk.take()
+    assert "still running after 5 s" in talk.console([words]) and end == b"W0d;process:1"
+
+
+def test_a_machine_that_has_ended_before_says_so_when_resumed() -> None:
+    machine = FakeMachine()
+    machine.verdict, machine.ended = FakeVerdict("kernel panic: no init", 10), True
+    talk = gdb(Talk(machine))
+    words, end = talk.send("vCont;c")
+    assert "kernel panic" in talk.console([words]) and end == b"W0a;process:1"
+    assert talk.send("vCont;c") == [b"W0a;process:1"]
+
+
+def test_an_end_held_for_someone_before_is_told_to_the_next() -> None:
+    talk = gdb()
+    talk.machine.stop_with(TripleFault(), FakeVerdict("triple fault", 11))
+    assert talk.send("vCont;c") == []
+    talk.machine.advance()
+    words, end = talk.take()
+    assert "triple fault" in talk.console([words]) and end == b"W0b;process:1"
+
+
+def test_a_client_that_comes_while_the_machine_ends_is_answered() -> None:
+    machine = FakeMachine()
+    machine.resume()
+    talk = Talk(machine)
+    talk.ask(GDB_13)
+    assert talk.send("?") == []
+    machine.verdict = FakeVerdict("time is up", 13)
+    machine.advance()
+    assert talk.take()[0].startswith(b"T05")
 
 
 def test_detaching_from_a_held_end_lets_it_end() -> None:
