@@ -38,7 +38,8 @@ def stop_reply(client: Client, *, asked: bool = False) -> bytes:
     """
     target = client.target
     reason = None if asked else target.stop_reason
-    signal = SIGINT if isinstance(reason, Interrupted) else SIGTRAP
+    # A machine held at its end was interrupted too, but by nobody's Ctrl-C.
+    signal = SIGINT if isinstance(reason, Interrupted) and verdict_of(client) is None else SIGTRAP
     parts = [f"T{signal:02x}thread:{client.thread};"]
     try:
         state: CpuState | None = target.state()

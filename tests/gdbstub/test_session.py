@@ -355,6 +355,14 @@ def test_the_end_is_shown_before_the_session_ends() -> None:
     assert talk.take() == []
 
 
+def test_an_end_does_not_look_like_ctrl_c() -> None:
+    talk = gdb()
+    talk.send("vCont;c")
+    talk.machine.stop_with(Interrupted(), FakeVerdict("kernel panic: no init", 10))
+    words, stop = talk.take()
+    assert "kernel panic" in talk.console([words]) and stop.startswith(b"T05")
+
+
 def test_an_end_from_outside_ends_the_session_with_its_reason() -> None:
     talk = gdb()
     talk.send("vCont;c")
