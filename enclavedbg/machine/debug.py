@@ -44,6 +44,7 @@ class DebugTarget:
         self._breakpoints: dict[int, Counter[str]] = defaultdict(Counter)
         self._watchpoints: dict[Watchpoint, Counter[str]] = defaultdict(Counter)
         self._holders: set[str] = set()
+        self._seen: tuple[int, CpuState] | None = None
 
     # ---- run control: requests, answered by events ----
 
@@ -105,17 +106,25 @@ class DebugTarget:
     def set_state(self, state: CpuState) -> None:
         """Replace the CPU's state."""
         self._require_stopped()
+        self._seen = None
         self._vcpu.engine.load_state(state)
+
+    def _paging(self) -> CpuState:
+        """The state for page walks, taken once a stop: a debugger reads memory in hundreds of pieces."""
+        self._require_still()
+        if self._seen is None or self._seen[0] != self._vcpu.runs:
+            self._seen = (self._vcpu.runs, self._vcpu.engine.save_state())
+        return self._seen[1]
 
     # ---- memory ----
 
     def translate(self, address: int) -> Translation:
         """Where a virtual address leads in the address space of now; raises GuestFault."""
-        return self._walk(self.state(), address)
+        return self._walk(self._paging(), address)
 
     def read_virtual(self, address: int, length: int) -> bytes:
         """Up to `length` bytes, as many as are mapped; raises GuestFault when the first is not."""
-        state = self.state()
+        state = self._paging()
         data = bytearray()
         length = min(length, READ_LIMIT)
         while len(data) < length:
@@ -131,7 +140,7 @@ class DebugTarget:
     def write_virtual(self, address: int, data: bytes) -> None:
         """Store bytes; raises GuestFault, with nothing written, when any page is not there."""
         self._require_stopped()
-        state = self.state()
+        state = self._paging()
         pieces: list[tuple[int, bytes]] = []
         done = 0
         while done < len(data):

@@ -83,6 +83,8 @@ class VirtualCpu:
         self._lines_since = 0
         self._tsc: int | None = None
         self.held = False
+        self.runs = 0
+        """How often the guest was let go: what was read of it in an earlier run is out of date."""
         self.state = RunState.STOPPED
         self.stop_reason: CpuStop | None = None
         self.verdict: Verdict | None = None
@@ -209,6 +211,7 @@ class VirtualCpu:
             self._settle(reason)
 
     def _run(self, *, stepping: bool) -> CpuStop:
+        self.runs += 1
         self._events.publish(GuestResumed())
         if self._tsc is not None:
             self.engine.write_tsc(self._tsc)
