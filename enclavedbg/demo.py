@@ -32,8 +32,11 @@ STAGES = ("eif-read", "measured", "kernel-entered", "heartbeat")
 """Boot stages that the tour insists on, in their order."""
 
 GREETING = """\
-Try: status, pcrs, attest hello, vsock send 5000 hello, break __x64_sys_poll, bt, step, regs, c, delete
-and at the end: vsock send 5002 panic. All commands: help. Leave: quit."""
+The demo enclave is up. Three things to try:
+  attest hello             an attestation document, decoded and verified
+  vsock send 5000 hello    talk to the program in the enclave
+  break __x64_sys_poll     then send again: it stops there; bt, step, c, delete
+All commands: help. A bad end: vsock send 5002 panic. Leave: quit."""
 
 BOOT_SECONDS = 60.0
 STEP_SECONDS = 30.0

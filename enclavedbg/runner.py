@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from enclavedbg.gdbstub.monitor import MonitorCommand
     from enclavedbg.gdbstub.server import GdbServer
     from enclavedbg.machine.enclave import Enclave, EnclaveConfig
+    from enclavedbg.shell.prompt import Shell
     from enclavedbg.shell.session import Session
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ UNREAD_LIMIT = 64 << 20
 LAST_WORDS_SECONDS = 0.3
 """How long an interrupted run waits for a terminal that takes no text."""
 
-GREETING = "Commands: help. Leave: quit."
+GREETING = "Commands: help (Tab completes). Leave: quit."
 
 SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 BROKEN_PIPE = 141
@@ -123,13 +124,19 @@ class Departure:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._wanted: asyncio.Future[int] = loop.create_future()
+        self.give_up: Callable[[], bool] = lambda: False
+        """Takes Ctrl-C for something smaller than the run; False when there is nothing."""
         for name, status in SIGNALS.items():
             number = getattr(signal, name, None)
             if number is not None:
                 try:
-                    loop.add_signal_handler(number, self.depart, status)
+                    loop.add_signal_handler(number, self._signalled, status)
                 except (NotImplementedError, RuntimeError, ValueError):
                     log.debug("%s cannot be handled here", name)
+
+    def _signalled(self, status: int) -> None:
+        if status != SIGNALS["SIGINT"] or not self.give_up():
+            self.depart(status)
 
     def depart(self, status: int) -> None:
         """End the run with this exit status."""
@@ -179,6 +186,7 @@ async def serving_gdb(enclave: Enclave, address: Address, session: Session) -> A
         end_guest=lambda: enclave.end(Outcome.INTERRUPTED, "the enclave ended: gdb killed it"),
     )
     await server.start(address.host, address.port)
+    session.debugger = lambda: server.attached
     try:
         yield server
     finally:
@@ -268,7 +276,7 @@ async def _run(options: Options, *, greeting: str | None) -> int:
     printer = Printer(loop, on_broken=lambda: departure.depart(BROKEN_PIPE))
     try:
         async with powered(config_of(options), printer.observe if greeting is None else None) as enclave:
-            status = await departure.or_(_inside(options, enclave, printer, greeting=greeting))
+            status = await departure.or_(_inside(options, enclave, printer, departure, greeting=greeting))
             line = _last_line(enclave)
         printer.line(line)
         await departure.or_(printer.close())
@@ -286,14 +294,22 @@ def _last_line(enclave: Enclave) -> str:
     return f"enclavedbg: {verdict.line if verdict else 'left before the enclave ended'}"
 
 
-async def _inside(options: Options, enclave: Enclave, printer: Printer, *, greeting: str | None) -> int:
+async def _inside(
+    options: Options, enclave: Enclave, printer: Printer, departure: Departure, *, greeting: str | None
+) -> int:
     """From power-on to the end, whichever way it comes."""
     from enclavedbg.shell.session import Session
 
     session = Session(enclave)
+    shell = None
     try:
+        if greeting is not None:
+            from enclavedbg.shell.prompt import Shell
+
+            shell = Shell(session, greeting=greeting)
+            departure.give_up = shell.interrupt
         if options.gdb is None:
-            return await _until_end(options, enclave, session, greeting=greeting)
+            return await _until_end(options, enclave, shell)
         async with serving_gdb(enclave, options.gdb, session) as server:
             bound = Address(*server.address)
             session.notes["gdb"] = str(bound)
@@ -302,32 +318,32 @@ async def _inside(options: Options, enclave: Enclave, printer: Printer, *, greet
                     f"gdb may connect to {bound} from other machines, and do with this process what it likes"
                 )
             printer.warning(f"gdb may attach: gdb -ex 'target remote {bound}'")
-            return await _until_end(options, enclave, session, greeting=greeting)
+            return await _until_end(options, enclave, shell)
     finally:
         session.close()
 
 
-async def _until_end(options: Options, enclave: Enclave, session: Session, *, greeting: str | None) -> int:
+async def _until_end(options: Options, enclave: Enclave, shell: Shell | None) -> int:
     enclave.start(halted=options.wait)
     timer = None
     if options.timeout is not None:
         timer = asyncio.get_running_loop().call_later(options.timeout, enclave.time_out, options.timeout)
     try:
-        if greeting is None:
+        if shell is None:
             await enclave.wait_ended()
         else:
-            await open_shell(session, greeting)
+            await open_shell(shell)
     finally:
         if timer is not None:
             timer.cancel()
     return enclave.verdict.exit_status if enclave.verdict is not None else 0
 
 
-async def open_shell(session: Session, greeting: str) -> None:
+async def open_shell(shell: Shell) -> None:
     """The shell, until the person leaves it; raises Departed on Ctrl-C."""
-    from enclavedbg.shell.prompt import Interrupted, Shell
+    from enclavedbg.shell.prompt import Interrupted
 
     try:
-        await Shell(session, greeting=greeting).run()
+        await shell.run()
     except Interrupted:
         raise Departed(SIGNALS["SIGINT"]) from None

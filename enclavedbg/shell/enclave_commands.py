@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
+from enclavedbg.errors import EnclaveDbgError
 from enclavedbg.machine.console import printable
-from enclavedbg.machine.events import Record
+from enclavedbg.machine.events import GuestStopped
+from enclavedbg.shell.history_commands import history
 from enclavedbg.shell.machine_commands import COMMANDS, number, where
 from enclavedbg.shell.render import event_line
 from enclavedbg.shell.session import Session
 from enclavedbg.shell.table import CommandError
-from enclavedbg.shell.text import Text, fields, joined, lines, seconds, size
+from enclavedbg.shell.text import Text, counted, fields, joined, lines, size
 
 if TYPE_CHECKING:
     from enclavedbg.nsm.verify import VerifiedDocument
 
-DEFAULT_LINES = 20
 ANSWER_SECONDS = 1.0
+PAUSE_SECONDS = 0.2
+"""The guest's answer is whole when it says nothing more for so long."""
+
 ANSWER_LIMIT = 1 << 16
 ANSWER_LINES = 100
 
@@ -45,7 +50,10 @@ async def status(session: Session, words: list[str]) -> Text:
 
 @COMMANDS.add("pcrs", usage="[all]", completes="all")
 async def pcrs(session: Session, words: list[str]) -> Text:
-    """Show the measurements as the secure module holds them, against those of the image file."""
+    """Show the module's PCRs, against those of the file.
+
+    Those that are zero are left out, unless `pcrs all` asks for them.
+    """
     if words not in ([], ["all"]):
         raise CommandError("expected: pcrs [all]")
     bank = session.enclave.nsm.bank
@@ -58,22 +66,24 @@ async def pcrs(session: Session, words: list[str]) -> Text:
         row: Text = [("name", f"PCR{index:<2} "), ("", value.hex()), ("dim", " locked" if locked else " open  ")]
         if index in measured:
             same = measured[index] == value
-            row.append(
-                ("good", "  = file") if same else ("bad", f"  the file has {measured[index].hex()[:16]}...")
-            )
+            row.append(("good", "  = file") if same else ("bad", f"  the file has {measured[index].hex()[:16]}..."))
         rows.append(row)
     return joined(rows)
 
 
-@COMMANDS.add("nsm", usage="[COUNT]")
+@COMMANDS.add("nsm", usage="[N]")
 async def nsm(session: Session, words: list[str]) -> Text:
-    """Show the last exchanges with the secure module."""
-    return _history(session, "nsm", words, "No program has talked to the secure module yet.")
+    """Show the last requests to the secure module."""
+    return history(session, "nsm", words, "No program has talked to the secure module yet.")
 
 
 @COMMANDS.add("attest", usage="[USER-DATA] [NONCE]")
 async def attest(session: Session, words: list[str]) -> Text:
-    """Ask for an attestation document and show it decoded and verified."""
+    """Make an attestation document and show it, verified.
+
+    For example: attest; attest 'some user data' my-nonce
+    It is made on the secure module itself; no program in the guest takes part.
+    """
     if len(words) > 2:
         raise CommandError("expected: attest [USER-DATA] [NONCE]; quote what has spaces")
     fields_ = [word.encode() for word in words] + [None, None]
@@ -120,15 +130,20 @@ def _excerpt(value: bytes) -> str:
     return text if text.isprintable() and "\ufffd" not in text and len(text) <= 60 else value[:32].hex()
 
 
-@COMMANDS.add("vsock", usage="[packets [COUNT] | send PORT TEXT]", completes="packets|send")
+@COMMANDS.add("vsock", usage="[packets|send ...]", completes="packets|send")
 async def vsock(session: Session, words: list[str]) -> Text:
-    """Show connections and services or the last packets; or send a line to a port of the guest, and its answer."""
+    """Show connections or packets; send a line to a port.
+
+    vsock                      connections, and what the parent serves
+    vsock packets [N]          the last packets
+    vsock send 5000 hello      connects to port 5000 of the guest, and shows what it answers
+    """
     if words and words[0] == "packets":
-        return _history(session, "vsock.packet", words[1:], "No packet has crossed yet.")
+        return history(session, "vsock.packet", words[1:], "No packet has crossed yet.")
     if len(words) >= 2 and words[0] == "send":
         return await _send(session, number(words[1], "a port"), " ".join(words[2:]))
     if words:
-        raise CommandError("expected: vsock, vsock packets [COUNT] or vsock send PORT TEXT")
+        raise CommandError("expected: vsock, vsock packets [N] or vsock send PORT TEXT")
     switch = session.enclave.vsock
     rows: list[Text] = [[("name", "guest     host         state         by        from guest  to guest  endpoint")]]
     for c in switch.connections():
@@ -146,64 +161,46 @@ async def vsock(session: Session, words: list[str]) -> Text:
 
 async def _send(session: Session, port: int, line: str) -> Text:
     """Connect to a port, send a line, and show what comes back until the guest pauses."""
-    answer = bytearray()
+    session.require_alive()
+    if not session.target.running:
+        raise CommandError(f"the enclave is stopped, and port {port} cannot answer; continue first")
+    answer = asyncio.create_task(_exchange(session, port, line))
     try:
-        async with asyncio.timeout(ANSWER_SECONDS):
-            async with await session.enclave.vsock.connect(port, label="shell") as stream:
-                await stream.write(line.encode() + b"\n")
-                while piece := await stream.read():
-                    answer += piece
-                    if len(answer) > ANSWER_LIMIT:
-                        break
-    except TimeoutError:
-        if not answer:
-            what = "the enclave is stopped" if not session.target.running else "its program does not serve that port"
-            raise CommandError(f"port {port} did not answer within {ANSWER_SECONDS:.0f} s; perhaps {what}") from None
+        with session.stops() as stopped:
+            either: set[asyncio.Future[Any]] = {answer, stopped}
+            await asyncio.wait(either, timeout=ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            if not stopped.done():
+                raise CommandError(f"port {port} did not answer within {ANSWER_SECONDS:.0f} s")
+            stopped.result()
+    except BaseException:
+        answer.cancel()
+        raise
+    session.later(_late_answer(session, answer))
+    return lines(f"The machine stopped before port {port} answered; its answer comes when it goes on.", "dim")
+
+
+async def _exchange(session: Session, port: int, line: str) -> Text:
+    answer = bytearray()
+    async with await session.enclave.vsock.connect(port, label="shell") as stream:
+        await stream.write(line.encode() + b"\n")
+        answer += await stream.read()
+        with suppress(TimeoutError):
+            while len(answer) < ANSWER_LIMIT and (piece := await asyncio.wait_for(stream.read(), PAUSE_SECONDS)):
+                answer += piece
     return joined([("", printable(row))] for row in bytes(answer[:ANSWER_LIMIT]).split(b"\n")[:ANSWER_LINES] if row)
 
 
-@COMMANDS.add("console", usage="[COUNT|all]", completes="all")
-async def console(session: Session, words: list[str]) -> Text:
-    """Show the last lines of the serial console."""
-    count = number(words[0], "a count") if words and words != ["all"] else DEFAULT_LINES
-    records = session.enclave.events.history("console")
-    if not records:
-        return lines("The console is empty so far.")
-    return joined(event_line(record) for record in records[-count if words != ["all"] else 0 :] if count)
-
-
-@COMMANDS.add("events", usage="[on|off] [KIND] [COUNT]", completes="event", monitor=False)
-async def events(session: Session, words: list[str]) -> Text:
-    """Show past events; on KIND and off KIND choose what appears above the prompt."""
-    if words and words[0] in ("on", "off"):
-        if len(words) > 2:
-            raise CommandError("expected: events on KIND or events off KIND, e.g. events on vsock.packet")
-        return _choose(session, words[0], words[1] if len(words) == 2 else None)
-    kind = words.pop(0) if words and not words[0].isdigit() else ""
-    return _history(session, kind, words, "Nothing of that kind has happened yet.")
-
-
-def _choose(session: Session, how: str, kind: str | None) -> Text:
-    if kind is not None and how == "on":
-        session.live.add(kind)
-    elif kind is not None:
-        session.live = {k for k in session.live if k != kind and not k.startswith(kind + ".")}
-    elif how == "off":
-        session.live.clear()
-    return lines(f"Shown as they happen: {', '.join(sorted(session.live)) or 'stops, warnings and the end only'}")
-
-
-def _history(session: Session, kind: str, words: list[str], nothing: str) -> Text:
-    if len(words) > 1:
-        raise CommandError("expected one count at most")
-    count = number(words[0], "a count") if words else DEFAULT_LINES
-    records: list[Record] = session.enclave.events.history(kind)
-    if not records:
-        return lines(nothing)
-    text = joined(event_line(record) for record in records[-count:] if count)
-    if len(records) > count:
-        text = lines(f"({counted(len(records) - count, 'earlier event')})", "dim") + text
-    return text
+async def _late_answer(session: Session, answer: asyncio.Task[Text]) -> None:
+    try:
+        text = await answer
+    except EnclaveDbgError as error:
+        text = lines(str(error), "bad")
+    finally:
+        answer.cancel()
+    if session.tell is not None:
+        session.tell(text)
 
 
 def state_text(session: Session) -> Text:
@@ -214,15 +211,15 @@ def state_text(session: Session) -> Text:
     if session.target.running:
         return [("good", "running")]
     stops = session.enclave.events.history("stop")
-    return [("warn", f"stopped: {stops[-1].event.summary()}" if stops else "stopped, not started yet")]
+    if not stops:
+        return [("warn", "stopped before its first instruction")]
+    stop = stops[-1].event
+    assert isinstance(stop, GuestStopped)
+    name = session.name_of(stop.rip)
+    return [("warn", f"stopped: {stop.reason} at {name}" if name else f"stopped: {stop.summary()}")]
 
 
-def counted(count: int, what: str) -> str:
-    """`1 line`, `5 lines`."""
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
-
-
-__all__ = ["COMMANDS", "counted", "describe_document", "seconds", "state_text"]
+__all__ = ["COMMANDS", "describe_document", "state_text"]
 
 
 @COMMANDS.add("help", "?", usage="[COMMAND]", completes="command", monitor=False)

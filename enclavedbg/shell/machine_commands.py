@@ -15,6 +15,11 @@ MEMORY_LIMIT = 1 << 16
 """Bytes that one `mem` shows at most."""
 
 LONGEST_INSTRUCTION = 15
+
+STEPPED = "stepped"
+"""The reason of a stop behind a step."""
+
+USER = "user program"
 _TARGET = re.compile(r"^0x[0-9a-f]+$")
 
 COMMANDS = CommandTable()
@@ -23,8 +28,9 @@ COMMANDS = CommandTable()
 @COMMANDS.add("stop", "interrupt", monitor=False)
 async def stop(session: Session, words: list[str]) -> Text:
     """Stop the machine; guest time stands still."""
+    session.require_alive()
     if not session.target.running:
-        return [("", "It is stopped already: "), *await where(session)]
+        return [("", "It is stopped already:\n"), *await where(session)]
     await session.until_stopped(session.target.interrupt)
     return await where(session)
 
@@ -32,22 +38,35 @@ async def stop(session: Session, words: list[str]) -> Text:
 @COMMANDS.add("continue", "c", "cont", monitor=False)
 async def resume(session: Session, words: list[str]) -> Text:
     """Let the machine run on."""
+    session.require_control()
     if session.target.running:
         return lines("It is running.")
     session.target.resume()
     return []
 
 
-@COMMANDS.add("step", "s", "si", usage="[COUNT]", monitor=False)
+@COMMANDS.add("step", "s", "si", usage="[N]", monitor=False, repeats=True)
 async def step(session: Session, words: list[str]) -> Text:
-    """Execute one instruction, or COUNT of them."""
+    """Execute one instruction, or N; Enter repeats it.
+
+    It ends before N when something else stops the machine, such as a breakpoint.
+    """
+    session.require_control()
     count = number(words[0], "a count") if words else 1
     if session.target.running:
         raise CommandError("the machine is running; stop it first")
     before = session.target.state()
-    for _ in range(max(1, min(count, 10_000))):
-        await session.until_stopped(session.target.step)
-    text = await where(session)
+    text: Text = []
+    session.hushed = True
+    try:
+        for _ in range(max(1, min(count, 10_000))):
+            stop = await session.until_stopped(session.target.step)
+            if stop.reason != STEPPED:
+                text = lines(f"stop: {stop.summary()}", "value")
+                break
+    finally:
+        session.hushed = False
+    text += await where(session)
     after = session.target.state()
     if before.halted and after.halted and before.rip == after.rip:
         text += lines("The CPU waits in HLT for an interrupt, and steps hold those back; continue instead.", "warn")
@@ -56,7 +75,10 @@ async def step(session: Session, words: list[str]) -> Text:
 
 @COMMANDS.add("regs", "registers", usage="[all]", completes="all")
 async def regs(session: Session, words: list[str]) -> Text:
-    """Show the general registers, or all with segments, control and model registers in words."""
+    """Show the general registers, or the system's too.
+
+    `regs all` adds segments, control and model registers, with their bits in words.
+    """
     state = session.target.state()
     if words == ["all"]:
         from enclavedbg.gdbstub.monitor import show_registers
@@ -66,9 +88,9 @@ async def regs(session: Session, words: list[str]) -> Text:
         raise CommandError("expected: regs [all]")
     rows: list[Text] = []
     names = list(state.regs)
-    for row in range(0, len(names), 4):
+    for row in range(0, len(names), 3):  # 69 columns
         line: Text = []
-        for name in names[row : row + 4]:
+        for name in names[row : row + 3]:
             line += [("name", f"{name:>4} "), ("", f"{state.regs[name]:016x}  ")]
         rows.append(line)
     rows.append([("name", " rip "), ("", f"{state.rip:016x}  "), ("code", await session.describe(state.rip))])
@@ -80,7 +102,11 @@ async def regs(session: Session, words: list[str]) -> Text:
 
 @COMMANDS.add("mem", "x", usage="[p:]ADDRESS [LENGTH]", completes="address")
 async def mem(session: Session, words: list[str]) -> Text:
-    """Show memory at an address as the CPU sees it; p:ADDRESS is guest physical."""
+    """Show memory at an address: 128 bytes, or LENGTH.
+
+    The address is virtual, as the CPU sees it now; p:ADDRESS is guest physical. An address is a number, a symbol
+    or a register, added or subtracted: mem linux_banner 64; mem $rsp+0x20; mem p:0x100000
+    """
     if not 1 <= len(words) <= 2:
         raise CommandError("expected: mem [p:]ADDRESS [LENGTH], e.g. mem linux_banner 128")
     length = number(words[1], "a length in bytes") if len(words) == 2 else 128
@@ -96,11 +122,14 @@ async def mem(session: Session, words: list[str]) -> Text:
     return text
 
 
-@COMMANDS.add("dis", "disassemble", usage="[ADDRESS] [COUNT]", completes="address")
+@COMMANDS.add("dis", "disassemble", usage="[ADDRESS] [N]", completes="address")
 async def dis(session: Session, words: list[str]) -> Text:
-    """Disassemble COUNT instructions (10), from the next one or from an address."""
+    """Disassemble: 10 instructions from the next, or N.
+
+    For example: dis; dis start_kernel 20; dis $rip-8
+    """
     if len(words) > 2:
-        raise CommandError("expected: dis [ADDRESS] [COUNT], e.g. dis start_kernel 20")
+        raise CommandError("expected: dis [ADDRESS] [N], e.g. dis start_kernel 20")
     state = session.target.state()
     address = await session.address(words[0]) if words else state.rip
     count = number(words[1], "a count") if len(words) == 2 else 10
@@ -113,7 +142,7 @@ async def bt(session: Session, words: list[str]) -> Text:
     trace = await session.backtrace()
     rows: list[Text] = []
     for level, frame in enumerate(trace.frames):
-        name = frame.symbol or ("user program" if frame.user else "?")
+        name = frame.symbol or (USER if frame.user else "?")
         if frame.offset:
             name += f"+{frame.offset:#x}"
         rows.append([("dim", f"#{level:<3}"), ("", f"{frame.ip:016x}  "), ("code", name)])
@@ -125,7 +154,10 @@ async def bt(session: Session, words: list[str]) -> Text:
 
 @COMMANDS.add("break", "b", usage="[ADDRESS]", completes="address")
 async def break_(session: Session, words: list[str]) -> Text:
-    """Stop when the CPU comes to an address; without one, list the breakpoints."""
+    """Stop at an address, or list the breakpoints.
+
+    The machine may be running. For example: break __x64_sys_connect; break do_exit+4
+    """
     if not words:
         if not session.breakpoints:
             return lines("There are no breakpoints.")
@@ -133,6 +165,7 @@ async def break_(session: Session, words: list[str]) -> Text:
             [("name", f"{point.number:3}  "), ("", f"{point.address:016x}  "), ("code", point.text)]
             for point in session.breakpoints.values()
         )
+    session.require_alive()
     text = "".join(words)
     address = await session.address(text)
     name = await session.describe(address)
@@ -142,15 +175,20 @@ async def break_(session: Session, words: list[str]) -> Text:
 
 @COMMANDS.add("delete", "d", usage="[NUMBER]")
 async def delete(session: Session, words: list[str]) -> Text:
-    """Take away a breakpoint of this shell, or all of them."""
+    """Take away a breakpoint of this shell, or all."""
     numbers = [number(word, "a breakpoint's number") for word in words] or list(session.breakpoints)
+    if not numbers:
+        return lines("There are no breakpoints.")
     gone = await session.while_stopped(lambda: [session.remove_breakpoint(n) for n in numbers])
     return lines("\n".join(f"Breakpoint {point.number} ({point.text}) is gone" for point in gone))
 
 
-@COMMANDS.add("sym", "symbol", "info", usage="NAME|ADDRESS", completes="address")
+@COMMANDS.add("sym", "symbol", usage="NAME|ADDRESS", completes="address")
 async def sym(session: Session, words: list[str]) -> Text:
-    """Find kernel symbols: by the beginning of a name, or what lies at an address."""
+    """Find symbols by name, or what is at an address.
+
+    The beginning of a name is enough, for example: sym vsock_; an address may be a register: sym $rip
+    """
     if len(words) != 1:
         raise CommandError("expected: sym NAME or sym ADDRESS")
     symbols = await session.symbols()
@@ -179,7 +217,7 @@ def number(word: str, what: str) -> int:
 
 def privilege(state: CpuState) -> str:
     """Where the CPU is, in words."""
-    return {0: "kernel", 3: "user program"}.get(state.cpl, f"ring {state.cpl}") + (", halted" if state.halted else "")
+    return {0: "kernel", 3: USER}.get(state.cpl, f"ring {state.cpl}") + (", halted" if state.halted else "")
 
 
 async def where(session: Session) -> Text:

@@ -21,12 +21,14 @@ from prompt_toolkit.patch_stdout import patch_stdout
 from prompt_toolkit.styles import Style
 
 from enclavedbg.errors import EnclaveDbgError
-from enclavedbg.machine.events import Record
+from enclavedbg.machine.events import GuestStopped, Record
+from enclavedbg.machine.verdict import Verdict
 from enclavedbg.shell.completion import ShellCompleter
 from enclavedbg.shell.enclave_commands import COMMANDS, state_text
 from enclavedbg.shell.render import event_line, wanted
-from enclavedbg.shell.session import Session
-from enclavedbg.shell.text import STYLES, Text, joined, lines, plain, styled
+from enclavedbg.shell.session import AFTERWARDS, Session
+from enclavedbg.shell.text import STYLES, Text, lines, plain, shortened, styled
+from enclavedbg.shell.wrap import wrapped
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,13 @@ BATCH_SECONDS = 0.02
 
 class Interrupted(Exception):
     """The person pressed Ctrl-C on an empty line."""
+
+
+QUIET_SECONDS = 0.4
+"""The greeting comes when the boot has been quiet for so long,"""
+
+GREETING_SECONDS = 5.0
+"""or after this time at the latest: where it came first, the boot would push it off the screen."""
 
 
 def history_file(environ: Mapping[str, str]) -> Path:
@@ -66,7 +75,7 @@ class Shell:
     """The interactive shell over one session.
 
     Input, output and `show` can be given, for tests and recordings: `show` takes every text for the person.
-    `greeting` comes first.
+    `greeting` comes when the boot's events have come to rest.
     """
 
     def __init__(
@@ -88,6 +97,10 @@ class Shell:
         self._waiting: deque[Record] = deque(maxlen=BURST)
         self._missed = 0
         self._scheduled = False
+        self._working: asyncio.Task[Text] | None = None
+        self._repeat = ""
+        self._greet_by = 0.0
+        self._heard = 0.0
         self._prompt: PromptSession[str] = PromptSession(
             history=history or open_history(os.environ),
             completer=ShellCompleter(session, COMMANDS),
@@ -103,16 +116,39 @@ class Shell:
     async def run(self) -> None:
         """Read and run commands until `quit` or the end of input; raises Interrupted on Ctrl-C."""
         self._loop = asyncio.get_running_loop()
+        self._session.tell = self._show
+        self._heard = self._loop.time()
+        self._greet_by = self._heard + GREETING_SECONDS
+        greeting = self._loop.call_later(QUIET_SECONDS, self._greet)
         unsubscribe = self._session.enclave.events.subscribe(self._hear, replay=True)
         patched: AbstractContextManager[Any] = patch_stdout(raw=True) if self._patched else nullcontext()
         try:
             with patched:
-                self._show(lines(self._greeting, "dim"))
                 while not self._session.ended.is_set():
                     await self._once()
         finally:
             unsubscribe()
+            greeting.cancel()
+            self._session.tell = None
             self._flush()
+
+    def interrupt(self) -> bool:
+        """Give up the command that works, if one does; whether there was one."""
+        if self._working is None:
+            return False
+        self._working.cancel()
+        return True
+
+    def _greet(self) -> None:
+        """Show the greeting, or come again while there is news."""
+        assert self._loop is not None
+        now = self._loop.time()
+        if now < self._greet_by and now - self._heard < QUIET_SECONDS:
+            self._loop.call_later(QUIET_SECONDS, self._greet)
+        elif self._greeting and not self._session.ended.is_set():
+            self._session.start_symbols()  # for Tab and for the names of stops
+            text, self._greeting = self._greeting, ""
+            self._show(lines(text, "good"))
 
     async def _once(self) -> None:
         try:
@@ -125,18 +161,35 @@ class Shell:
             return
         except KeyboardInterrupt:
             raise Interrupted from None
-        try:
-            text = await COMMANDS.run(self._session, line)
-        except EnclaveDbgError as error:
-            text = lines(str(error), "bad")
+        line = line.strip() or self._repeat
+        self._repeat = line if COMMANDS.repeats(line) else ""
+        text = await self._answer(line)
+        self._flush()  # what the command made happen comes before what it says
         if text:
             self._show(text)
+
+    async def _answer(self, line: str) -> Text:
+        """What a command says; its error, or that Ctrl-C ended it."""
+        self._working = asyncio.create_task(COMMANDS.run(self._session, line))
+        try:
+            return await self._working
+        except EnclaveDbgError as error:
+            return lines(str(error), "bad")
+        except asyncio.CancelledError:
+            if asyncio.current_task().cancelling():  # type: ignore[union-attr]
+                self._working.cancel()
+                raise
+            return lines("Given up; Ctrl-C on an empty line ends the enclave.", "warn")
+        finally:
+            self._working = None
 
     # --- events
 
     def _hear(self, record: Record) -> None:
         """On the publishing thread: keep the event for the loop, which shows several at a time."""
         if not wanted(record.event, self._session.live):
+            return
+        if self._session.hushed and record.event.kind in ("stop", "resume"):
             return
         if len(self._waiting) == BURST:
             self._missed += 1
@@ -154,27 +207,59 @@ class Shell:
         records = []
         while self._waiting:
             records.append(self._waiting.popleft())
-        text = joined(event_line(record) for record in records)
+        text: Text = []
+        for record in records:
+            text += [*self._event(record), ("", "\n")]
+            if isinstance(record.event, Verdict):
+                text += lines(f"It can still be looked at: {AFTERWARDS} with status {record.event.exit_status}.", "dim")
+        if records and self._loop is not None:
+            self._heard = self._loop.time()
         if missed:
             text = lines(f"({missed} events are not shown here; `events` and `console` have them)", "dim") + text
         if text:
             self._show(text)
+
+    def _event(self, record: Record) -> Text:
+        name = None
+        if isinstance(record.event, GuestStopped):
+            name = self._session.name_of(record.event.rip)
+        return event_line(record, name=name)
 
     # --- the screen
 
     def _print(self, text: Text) -> None:
         if plain(text[-1:]).endswith("\n"):
             text = [*text[:-1], (text[-1][0], text[-1][1][:-1])]
-        print_formatted_text(FormattedText(styled(text)), style=self._style)
+        text = wrapped(text, self._columns)
+        print_formatted_text(FormattedText(styled(text)), style=self._style, output=self._prompt.output)
+
+    @property
+    def _columns(self) -> int:
+        return self._prompt.output.get_size().columns
 
     def _toolbar(self) -> FormattedText:
-        enclave = self._session.enclave
-        parts: Text = [("", " "), *state_text(self._session)]
-        parts.append(("", f"  {enclave.clock.guest_ns() / 1e9:.1f} s  PCR0 {enclave.measurements.pcr0.hex()[:12]}"))
-        parts.append(("", f"  vsock {len(enclave.vsock.connections())}"))
-        if "gdb" in self._session.notes:
-            parts.append(("", f"  gdb {self._session.notes['gdb']}"))
-        return FormattedText(styled(parts))
+        return FormattedText(styled(self.toolbar(self._columns)))
+
+    def toolbar(self, columns: int) -> Text:
+        """The line below the prompt, in that many columns: what has no room is left out, the last first."""
+        enclave, notes = self._session.enclave, self._session.notes
+        style, state = state_text(self._session)[0]
+        parts = [f"{enclave.clock.guest_ns() / 1e9:.1f} s"]
+        if "gdb" in notes:
+            parts.append(f"gdb {'attached' if self._session.debugger() else notes['gdb']}")
+        parts += [
+            f"vsock {len(enclave.vsock.connections())}",
+            f"PCR0 {enclave.measurements.pcr0.hex()[:12]}",
+        ]
+        room = columns - 2
+        text: Text = [("", " "), (style, shortened(state, room))]
+        room -= len(state)
+        for part in parts:
+            room -= len(part) + 2
+            if room < 0:
+                break
+            text.append(("", f"  {part}"))
+        return text
 
 
 def _bindings() -> KeyBindings:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from enclavedbg.machine.events import Event, Record
 from enclavedbg.shell.text import Text, seconds
 
@@ -20,8 +22,15 @@ ALWAYS = ("stop", "resume", "warning", "verdict")
 """Kinds that are shown live whatever the person chose."""
 
 
-def event_line(record: Record) -> Text:
-    """`   1.234 kind  what happened`, in the colour of its kind."""
+_KERNEL_TIME = re.compile(r"\[ *[0-9]+\.[0-9]{6}\] ")
+
+
+def event_line(record: Record, *, whole: bool = False, name: str | None = None) -> Text:
+    """`   1.234 kind: what happened`, in the colour of its kind.
+
+    The kernel's own time on a console line would be there twice; it is left out unless the line is to be `whole`.
+    `name` is what lies at the address of a stop.
+    """
     kind = record.event.kind
     style = _STYLES.get(kind.partition(".")[0], "")
     if kind == "verdict":
@@ -29,6 +38,10 @@ def event_line(record: Record) -> Text:
     label = "" if kind == "console" else f"{kind}: "
     # A summary may hold what the guest sent; the console's own escaping does not cover the other kinds.
     text = "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in _summary(record))
+    if kind == "console" and not whole:
+        text = _KERNEL_TIME.sub("", text, count=1) if text.startswith("[") else text
+    if name is not None:
+        text += f" ({name})"
     return [("dim", f"{seconds(record.guest_ns)} "), (style, f"{label}{text}")]
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from enclavedbg.errors import SymbolError
 from enclavedbg.machine.cpu.state import CpuState
-from enclavedbg.machine.events import EventStream, GuestStopped, Record
+from enclavedbg.machine.events import Event, EventStream, GuestStopped, Record
 from enclavedbg.shell.table import CommandError
+from enclavedbg.shell.text import Text, lines
 
 if TYPE_CHECKING:
     from enclavedbg.eif import EifImage, Measurements
+    from enclavedbg.kernel.btf import Btf
     from enclavedbg.kernel.orc import OrcTable
     from enclavedbg.kernel.symbols import KernelSymbols
     from enclavedbg.kernel.unwind import Backtrace
@@ -34,7 +37,16 @@ _T = TypeVar("_T")
 OWNER = "shell"
 """Whose breakpoints ours are, to the machine."""
 
+LIVE = frozenset({"boot", "console", "nsm", "vsock.connection", "vsock.heartbeat"})
+"""Kinds of events that are shown as they happen, unless the person chooses others."""
+
 STOP_SECONDS = 5.0
+
+INTERRUPTED = "interrupted"
+"""The reason of a stop that a debugger asked for."""
+
+AFTERWARDS = "console, events, regs, mem, dis and bt still look at it, and quit leaves"
+"""What can be done with an enclave that has ended."""
 
 _TERM = re.compile(r"\s*([+-]?)\s*([^\s+-]+)")
 
@@ -85,12 +97,20 @@ class Session:
         self.enclave = enclave
         self.notes = notes or {}
         self.breakpoints: dict[int, Breakpoint] = {}
+        self.debugger: Callable[[], bool] = lambda: False
+        """Whether gdb is attached; its server knows."""
+        self.tell: Callable[[Text], None] | None = None
+        """Shows what comes after its command has returned; None where nobody would see it."""
+        self.hushed = False
+        """A command stops and resumes the machine itself: no news for the person."""
         self.ended = asyncio.Event()
         """Set by `quit`."""
-        self.live: set[str] = {"boot", "console", "nsm", "vsock.connection", "vsock.heartbeat"}
+        self.live: set[str] = set(LIVE)
         """Kinds of events shown as they happen; stops, warnings and the verdict always are."""
         self._symbols: asyncio.Task[KernelSymbols] | None = None
         self._orc: asyncio.Task[OrcTable | None] | None = None
+        self._btf: asyncio.Task[Btf] | None = None
+        self._late: set[asyncio.Task[None]] = set()
         self._next_number = 1
 
     @property
@@ -121,6 +141,26 @@ class Session:
         if task is None or not task.done() or task.cancelled() or task.exception() is not None:
             return None
         return task.result()
+
+    def name_of(self, address: int) -> str | None:
+        """`name+0x1c` for an address of the kernel, if its symbols are there already."""
+        symbols = self.known_symbols()
+        return symbols.describe(address) if symbols is not None and symbols.lookup(address) is not None else None
+
+    async def types(self) -> Btf:
+        """The kernel's types, read once, beside the loop; raises SymbolError when there are none."""
+        if self._btf is None:
+            self._btf = asyncio.create_task(asyncio.to_thread(self._read_types))
+        return await asyncio.shield(self._btf)
+
+    def _read_types(self) -> Btf:
+        from enclavedbg.kernel.btf import Btf
+        from enclavedbg.kernel.image import KernelImage
+
+        contents = KernelImage(self.enclave.kernel_elf).contents(".BTF")
+        if contents is None:
+            raise SymbolError("this kernel has no type information (BTF); it needs CONFIG_DEBUG_INFO_BTF")
+        return Btf.parse(contents)
 
     async def describe(self, address: int) -> str:
         """`name+0x1c`, or plain hex when the kernel has no name for it."""
@@ -179,35 +219,74 @@ class Session:
 
     async def until_stopped(self, action: Callable[[], None]) -> GuestStopped:
         """Do `action` and wait for the stop that follows it; raises CommandError after five seconds without one."""
+        with self.stops() as stopped:
+            action()
+            try:
+                return await asyncio.wait_for(stopped, STOP_SECONDS)
+            except TimeoutError:
+                raise CommandError(f"the machine did not stop within {STOP_SECONDS:.0f} s; try `stop` again") from None
+
+    @contextmanager
+    def stops(self) -> Iterator[asyncio.Future[GuestStopped]]:
+        """A future of the next stop; CommandError in it when the enclave ends instead."""
         loop = asyncio.get_running_loop()
         stopped: asyncio.Future[GuestStopped] = loop.create_future()
 
-        def tell(event: GuestStopped) -> None:
-            if not stopped.done():
+        def tell(event: Event) -> None:
+            if stopped.done():
+                return
+            if isinstance(event, GuestStopped):
                 stopped.set_result(event)
+            else:
+                stopped.set_exception(CommandError("the enclave has ended; " + AFTERWARDS))
 
         def listen(record: Record) -> None:
-            if isinstance(record.event, GuestStopped):
+            if isinstance(record.event, GuestStopped) or record.event.kind == "verdict":
                 loop.call_soon_threadsafe(tell, record.event)
 
         unsubscribe = self.enclave.events.subscribe(listen)
         try:
-            action()
-            return await asyncio.wait_for(stopped, STOP_SECONDS)
-        except TimeoutError:
-            raise CommandError(f"the machine did not stop within {STOP_SECONDS:.0f} s; try `stop` again") from None
+            yield stopped
         finally:
             unsubscribe()
+            stopped.cancel()
 
     async def while_stopped(self, change: Callable[[], _T]) -> _T:
-        """Do a change that needs a stopped machine; one that runs is stopped for the moment it takes."""
+        """Do a change that needs a stopped machine; one that runs is stopped for the moment it takes.
+
+        When something else stopped it just then, such as a breakpoint, it stays stopped.
+        """
+        self.require_alive()
         if not self.target.running:
             return change()
-        await self.until_stopped(self.target.interrupt)
+        self.hushed = True
+        stop: GuestStopped | None = None
         try:
+            stop = await self.until_stopped(self.target.interrupt)
             return change()
         finally:
-            self.target.resume()
+            if stop is not None and stop.reason == INTERRUPTED:
+                self.target.resume()
+            elif stop is not None and self.tell is not None:
+                self.tell(lines(f"stop: {stop.summary()}", "value"))
+            self.hushed = False
+
+    def require_alive(self) -> None:
+        """Raise CommandError when the enclave has ended."""
+        if self.enclave.verdict is not None:
+            raise CommandError("the enclave has ended, and cannot go on; " + AFTERWARDS)
+
+    def require_control(self) -> None:
+        """Raise CommandError when the machine is not ours to resume: it has ended, or gdb has it."""
+        self.require_alive()
+        if self.debugger():
+            raise CommandError("gdb is attached, and would not know; continue or step there, or detach it first")
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Go on with something after its command has returned, until the session is closed."""
+        task = asyncio.create_task(work)
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
 
     def add_breakpoint(self, address: int, text: str) -> Breakpoint:
         """Set a breakpoint and give it a number."""
@@ -228,7 +307,7 @@ class Session:
 
     def close(self) -> None:
         """Stop reading symbols; the machine keeps no breakpoint of ours."""
-        for task in (self._symbols, self._orc):
+        for task in (self._symbols, self._orc, self._btf, *self._late):
             if task is not None:
                 task.cancel()
         self.target.clear_owner(OWNER)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import shlex
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ class CommandError(EnclaveDbgError):
 class Command:
     """One command. `usage` is what follows its name; `completes` says what its first word may be.
 
+    `details` is for who asks about this command; `repeats` that an empty line does it again.
     `completes` is one of "" (nothing), "address", "event", "command" or a list separated by "|".
     """
 
@@ -31,8 +34,10 @@ class Command:
     aliases: tuple[str, ...]
     usage: str
     summary: str
+    details: str
     completes: str
     monitor: bool
+    repeats: bool
     run: Handler
 
     @property
@@ -52,13 +57,24 @@ class CommandTable:
         self._aliases: dict[str, str] = {}
 
     def add(
-        self, name: str, *aliases: str, usage: str = "", completes: str = "", monitor: bool = True
+        self,
+        name: str,
+        *aliases: str,
+        usage: str = "",
+        completes: str = "",
+        monitor: bool = True,
+        repeats: bool = False,
     ) -> Callable[[Handler], Handler]:
-        """Register the decorated function; the first line of its docstring becomes its help."""
+        """Register the decorated function; its docstring becomes its help, the first line that in the list."""
 
         def register(handler: Handler) -> Handler:
-            summary = (handler.__doc__ or "").strip().splitlines()[0].rstrip(".")
-            self._commands[name] = Command(name, aliases, usage, summary, completes, monitor, handler)
+            summary, _, details = inspect.cleandoc(handler.__doc__ or "").partition("\n")
+            taken = {name, *aliases} & {*self._commands, *self._aliases}
+            if taken:
+                raise ValueError(f"two commands are called {taken.pop()!r}")
+            self._commands[name] = Command(
+                name, aliases, usage, summary.rstrip("."), details.strip(), completes, monitor, repeats, handler
+            )
             self._aliases.update(dict.fromkeys(aliases, name))
             return handler
 
@@ -77,12 +93,20 @@ class CommandTable:
             return []
         return await self.find(words[0]).run(session, words[1:])
 
+    def repeats(self, line: str) -> bool:
+        """Whether an empty line after this one does it again."""
+        try:
+            return self.find(line.split()[0]).repeats if line.strip() else False
+        except CommandError:
+            return False
+
     def help(self, word: str | None = None) -> Text:
         """All commands with a line each, or one with its syntax."""
         if word is not None:
             command = self.find(word)
+            details = f"\n{command.details}" if command.details else ""
             also = f"\nAlso: {', '.join(command.aliases)}" if command.aliases else ""
-            return [("value", command.syntax), ("", f"\n{command.summary}.{also}\n")]
+            return [("value", command.syntax), ("", f"\n{command.summary}.{details}{also}\n")]
         width = max(len(command.syntax) for command in self)
         return joined([("name", f"{c.syntax:{width}}"), ("", f"  {c.summary}")] for c in self)
 
@@ -97,4 +121,9 @@ class CommandTable:
             return self._commands[fitting[0]]
         if fitting:
             raise CommandError(f"{word!r} could be {', '.join(fitting)}")
-        raise CommandError(f"there is no command {word!r}; help lists all")
+        near = difflib.get_close_matches(word, [*self._commands, *self._aliases], n=1)
+        raise CommandError(
+            f"there is no command {word!r}; did you mean {near[0]}?"
+            if near
+            else f"there is no command {word!r}; help lists all"
+        )

@@ -59,6 +59,16 @@ def seconds(guest_ns: int) -> str:
     return f"{guest_ns / 1e9:9.3f}"
 
 
+def shortened(text: str, columns: int) -> str:
+    """The beginning of a text, with an ellipsis where it had to be cut."""
+    return text if len(text) <= columns else text[: max(0, columns - 1)] + "…"
+
+
+def counted(count: int, what: str) -> str:
+    """`1 line`, `5 lines`."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def size(count: int) -> str:
     """A number of bytes for people."""
     for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
@@ -69,11 +79,11 @@ def size(count: int) -> str:
 
 
 def hexdump(address: int, data: bytes) -> Text:
-    """Sixteen bytes a line: address, bytes, characters."""
+    """Sixteen bytes a line: address, bytes in pairs (so that it fits 80 columns), characters."""
     rows: list[Text] = []
     for at in range(0, len(data), 16):
         row = data[at : at + 16]
-        octets = " ".join(row[i : i + 8].hex(" ") for i in range(0, len(row), 8))
+        octets = row.hex(" ", -2)
         shown = "".join(chr(b) if 32 <= b < 127 else "." for b in row)
-        rows.append([("dim", f"{address + at:016x}  "), ("", f"{octets:48} "), ("code", f"|{shown}|")])
+        rows.append([("dim", f"{address + at:016x}  "), ("", f"{octets:39} "), ("code", f"|{shown}|")])
     return joined(rows)

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from enclavedbg.errors import VsockError
-from enclavedbg.shell.table import CommandError
+from enclavedbg.errors import MachineError, VsockError
+from enclavedbg.shell.session import Session
+from enclavedbg.shell.table import CommandError, CommandTable
+from enclavedbg.shell.text import Text
 
 from .conftest import Live
 
@@ -79,7 +81,8 @@ def test_console(live: Live) -> None:
 def test_events(live: Live) -> None:
     assert "heartbeat" in live.command("events boot")
     assert "earlier events" in live.command("events 5")
-    assert "Nothing of that kind" in live.command("events nothing.such")
+    text = live.command("events nothing.such")
+    assert "Nothing of that kind" in text and "boot, console" in text
 
 
 def test_choosing_live_events(live: Live) -> None:
@@ -103,12 +106,38 @@ def test_help_lists_every_command(live: Live) -> None:
     names = "status pcrs nsm attest vsock console events stop continue step regs mem dis bt break delete sym quit help"
     for name in names.split():
         assert f"\n{name} " in f"\n{text}"
+    assert max(map(len, text.splitlines())) <= 80 and len(text.splitlines()) <= 22
     assert "mem [p:]ADDRESS [LENGTH]" in live.command("help mem")
+    assert "vsock send 5000 hello" in live.command("help vsock")
+
+
+def test_two_commands_of_one_name_are_refused() -> None:
+    table = CommandTable()
+
+    @table.add("look", "l")
+    async def look(session: Session, words: list[str]) -> Text:
+        """Look."""
+        return []
+
+    with pytest.raises(ValueError, match="'l'"):
+        table.add("list", "l")(look)
+
+
+def test_the_kernel_s_log(live: Live) -> None:
+    with pytest.raises(MachineError, match="stop it first"):
+        live.command("dmesg")
+    live.command("stop")
+    text = live.command("dmesg all")
+    assert "Linux version" in text.splitlines()[0]
+    assert "Run /init as init process" in text
+    assert len(live.command("dmesg 3").splitlines()) == 3
 
 
 def test_words_that_are_no_command(live: Live) -> None:
     with pytest.raises(CommandError, match="no command"):
         live.command("frobnicate")
+    with pytest.raises(CommandError, match="did you mean status"):
+        live.command("sttaus")
     with pytest.raises(CommandError, match="could be"):
         live.command("st")
     with pytest.raises(CommandError, match="cannot read"):

@@ -39,8 +39,8 @@ def test_sizes() -> None:
 def test_hexdump() -> None:
     text = plain(hexdump(0x1000, b"ABCDEFGHIJ\x00\xff" + bytes(8)))
     assert text == (
-        "0000000000001000  41 42 43 44 45 46 47 48 49 4a 00 ff 00 00 00 00  |ABCDEFGHIJ......|\n"
-        "0000000000001010  00 00 00 00                                      |....|\n"
+        "0000000000001000  4142 4344 4546 4748 494a 00ff 0000 0000 |ABCDEFGHIJ......|\n"
+        "0000000000001010  0000 0000                               |....|\n"
     )
 
 
@@ -49,6 +49,11 @@ def test_events_as_lines() -> None:
         return plain(event_line(Record(1, 1_234_567_890, event)))  # type: ignore[arg-type]
 
     assert shown(ConsoleLine("hello")) == "    1.235 hello"
+    assert shown(ConsoleLine("[    0.004000] booting [    0.1]")) == "    1.235 booting [    0.1]"
+    whole = event_line(Record(1, 0, ConsoleLine("[    0.004000] booting")), whole=True)
+    assert plain(whole) == "    0.000 [    0.004000] booting"
+    stop = Record(1, 0, GuestStopped("breakpoint", 0x10))
+    assert plain(event_line(stop, name="start_kernel")) == "    0.000 stop: breakpoint at 0x10 (start_kernel)"
     assert shown(GuestWarning("uart", "odd")) == "    1.235 warning: uart: odd"
     assert shown(GuestStopped("breakpoint", 0x10)) == "    1.235 stop: breakpoint at 0x10"
     assert shown(Hostile()) == "    1.235 vsock.packet: a\\x1b[2Jb\\nc"
