@@ -73,6 +73,7 @@ class UnicornCore:
         self.old_exception = c_int32.from_address(env + at.ENV_OLD_EXCEPTION)
         self.tsc_offset = c_uint64.from_address(env + at.ENV_TSC_OFFSET)
         self.exception_index = c_int32.from_address(cpu + at.CPU_EXCEPTION_INDEX)
+        self.exit_request = c_uint8.from_address(cpu + at.CPU_EXIT_REQUEST)
         self.halted = c_uint32.from_address(cpu + at.CPU_HALTED)
         self.interrupt_request = c_uint32.from_address(cpu + at.CPU_INTERRUPT_REQUEST)
         self.singlestep = c_int32.from_address(cpu + at.CPU_SINGLESTEP)

@@ -159,9 +159,9 @@ class SoftEngine:
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
-        triple = self.support.triple_fault()
-        if triple is not None:
-            return triple
+        fatal = self.support.fatal()
+        if fatal is not None:
+            return fatal
         if error:
             return EngineFailure(f"{core.lib.error_text(error)} at rip {core.eip.value:#x}")
         self._settle_interrupt()
@@ -199,7 +199,8 @@ class SoftEngine:
         """Acknowledge the interrupt at the controller once the CPU has taken it."""
         if self._virq and not self._core.interrupt_request.value & at.INTERRUPT_VIRQ:
             self._virq = False
-            self._interrupts.acknowledge()
+            if not self.support.interrupt_held():
+                self._interrupts.acknowledge()
 
     def _offer_interrupt(self) -> None:
         self._settle_interrupt()

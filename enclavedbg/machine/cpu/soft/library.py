@@ -122,6 +122,7 @@ _PUBLIC: dict[str, tuple[object, list[object]]] = {
 }
 _INNER: dict[str, tuple[object, list[object]]] = {
     "x86_cpu_do_interrupt": (None, [c_void_p]),
+    "x86_cpu_tlb_fill": (ctypes.c_bool, [c_void_p, c_uint64, c_int, c_int, c_int, ctypes.c_bool, c_uint64]),
     "x86_update_hflags": (None, [c_void_p]),
     "helper_read_eflags": (c_uint64, [c_void_p]),
     "helper_write_eflags": (None, [c_void_p, c_uint64, c_uint32]),

@@ -29,6 +29,7 @@
 #define EXCP_HLT 0x10001
 #define EXCP_DEBUG 0x10002
 #define CPU_INTERRUPT_DEBUG 0x80
+#define CPU_INTERRUPT_VIRQ 0x100
 #define BP_MEM_READ 1
 #define BP_MEM_WRITE 2
 #define EXCP06_ILLOP 6
@@ -56,6 +57,7 @@ struct segment_cache {
 /* Mirrors `NativeLayout` in native.py. */
 struct layout {
     uint32_t uc_stop_request;
+    uint32_t cpu_exit_request;
     uint32_t cpu_exception_index;
     uint32_t cpu_interrupt_request;
     uint32_t cpu_icount_decr;
@@ -71,6 +73,7 @@ struct layout {
     uint32_t env_lstar;
     uint32_t env_cstar;
     uint32_t env_fmask;
+    uint32_t env_exception_is_int;
 };
 
 struct region {
@@ -96,6 +99,9 @@ struct engine {
     uint64_t watch_address;
     uint32_t debug_stop;         /* a breakpoint, a finished step or a watchpoint ended the run */
     uint32_t triple_fault;
+    uint32_t no_task_state;      /* a stack was to be taken from a task register that holds nothing */
+    uint32_t interrupt_held;     /* the pending interrupt was taken back so that a stop gets through */
+    uint64_t instruction;        /* of the last exception */
     uint64_t exceptions, syscalls, protected_pages, first_writes;
 };
 
@@ -118,6 +124,9 @@ static struct {
     void (*write_eflags)(void *env, uint64_t flags, uint32_t mask);
     bool (*restore_state)(void *cpu, uintptr_t pc, bool will_exit);
     void (*loop_exit_noexc)(void *cpu);
+    void (*loop_exit)(void *cpu);
+    void (*abort)(void *cpu, const char *format, ...);
+    void (*raise)(void *env, int vector, int error_code, uintptr_t ra);
     void (*set_page)(void *cpu, uint64_t va, uint64_t gpa, uint32_t attrs, int prot, int mmu, uint64_t size);
     uint64_t (*load64)(void *uc, void *space, uint64_t gpa, uint32_t attrs, uint32_t *result);
     void (*store32)(void *uc, void *space, uint64_t gpa, uint32_t value, uint32_t attrs, uint32_t *result);
@@ -177,6 +186,9 @@ int enclavedbg_bind(const char *library)
         { &real.write_eflags, "helper_write_eflags_x86_64" },
         { &real.restore_state, "cpu_restore_state_x86_64" },
         { &real.loop_exit_noexc, "cpu_loop_exit_noexc_x86_64" },
+        { &real.loop_exit, "cpu_loop_exit_x86_64" },
+        { &real.abort, "cpu_abort_x86_64" },
+        { &real.raise, "raise_exception_err_ra_x86_64" },
         { &real.set_page, "tlb_set_page_with_attrs_x86_64" },
         { &real.load64, "address_space_ldq_x86_64" },
         { &real.store32, "address_space_stl_notdirty_x86_64" },
@@ -188,6 +200,12 @@ int enclavedbg_bind(const char *library)
         memcpy(wanted[i].where, &symbol, sizeof symbol);
     }
     return 0;
+}
+
+/* How large this library thinks an engine is: a library from before a change must not be used. */
+uint32_t enclavedbg_engine_size(void)
+{
+    return sizeof(struct engine);
 }
 
 /* Take an engine under this library's care: 0, or -1 when the table is full. */
@@ -229,6 +247,18 @@ void enclavedbg_deliver(void *uc, uint32_t vector, void *user)
 {
     struct engine *engine = user;
     engine->exceptions++;
+    /* Unicorn has gone past an INT already; should its gate refuse, the fault is the INT's (SDM volume 3, 6.5). */
+    if (FIELD(int32_t, engine->env, engine->at.env_exception_is_int))
+        FIELD(uint64_t, engine->env, engine->at.env_eip) = engine->instruction;
+    /*
+     * An interrupt whose gate is bad, with a handler for that which leaves interrupts on, comes again before
+     * Unicorn looks whether it should stop, and so for ever. The stop goes first.
+     */
+    if (FIELD(uint8_t, engine->cpu, engine->at.cpu_exit_request)) {
+        uint32_t *request = &FIELD(uint32_t, engine->cpu, engine->at.cpu_interrupt_request);
+        engine->interrupt_held |= *request & CPU_INTERRUPT_VIRQ;
+        *request &= ~(uint32_t)CPU_INTERRUPT_VIRQ;
+    }
     FIELD(int32_t, engine->cpu, engine->at.cpu_exception_index) = (int32_t)vector;
     real.do_interrupt(engine->cpu);
     FIELD(int32_t, engine->cpu, engine->at.cpu_exception_index) = -1;
@@ -249,6 +279,7 @@ bool enclavedbg_stop_interrupt(void *uc, int vector)
     struct engine *engine = by_uc(uc);
     if (!engine)
         return vector == EXCP06_ILLOP;
+    engine->instruction = FIELD(uint64_t, engine->env, engine->at.env_eip);
     if (vector == EXCP_DEBUG) {
         engine->debug_stop = 1;
         FIELD(uint8_t, uc, engine->at.uc_stop_request) = 1;
@@ -264,8 +295,13 @@ bool enclavedbg_stop_interrupt(void *uc, int vector)
 void helper_syscall_x86_64(void *env, int addend)
 {
     struct engine *engine = by_env(env);
-    if (!engine || !(FIELD(uint64_t, env, engine->at.env_efer) & EFER_SCE)) {
+    if (!engine) {
         real.syscall(env, addend);
+        return;
+    }
+    if (!(FIELD(uint64_t, env, engine->at.env_efer) & EFER_SCE)) {
+        /* The address lies in the call of translated code: QEMU's GETPC. Does not return. */
+        real.raise(env, EXCP06_ILLOP, 0, (uintptr_t)__builtin_return_address(0) - 2);
         return;
     }
     const struct layout *at = &engine->at;
@@ -287,6 +323,23 @@ void helper_syscall_x86_64(void *env, int addend)
     real.write_eflags(env, masked, 0);
     real.update_hflags(env);
     FIELD(uint64_t, env, at->env_eip) = FIELD(uint64_t, env, code64 ? at->env_lstar : at->env_cstar);
+}
+
+/*
+ * Unicorn ends the process when the stack of an inner ring is wanted and the task register holds nothing, which a
+ * guest's kernel can bring about (`ltr` of 0). For the processor it is a fault that it cannot deliver either.
+ */
+void cpu_abort_x86_64(void *cpu, const char *format, ...)
+{
+    struct engine *engine = by_cpu(cpu);
+    if (!engine) {
+        real.abort(cpu, "%s", format);
+        abort();
+    }
+    engine->triple_fault = 1;
+    engine->no_task_state = 1;
+    FIELD(int32_t, cpu, engine->at.cpu_exception_index) = EXCP_HLT;
+    real.loop_exit(cpu);
 }
 
 static struct region *region_of_ram(struct engine *engine, uint64_t ram_addr, uint32_t *index)

@@ -23,6 +23,7 @@ class NativeLayout(Structure):
         (name, c_uint32)
         for name in (
             "uc_stop_request",
+            "cpu_exit_request",
             "cpu_exception_index",
             "cpu_interrupt_request",
             "cpu_icount_decr",
@@ -38,6 +39,7 @@ class NativeLayout(Structure):
             "env_lstar",
             "env_cstar",
             "env_fmask",
+            "env_exception_is_int",
         )
     ]
 
@@ -70,6 +72,9 @@ class NativeEngine(Structure):
         ("watch_address", c_uint64),
         ("debug_stop", c_uint32),
         ("triple_fault", c_uint32),
+        ("no_task_state", c_uint32),
+        ("interrupt_held", c_uint32),
+        ("instruction", c_uint64),
         ("exceptions", c_uint64),
         ("syscalls", c_uint64),
         ("protected_pages", c_uint64),
@@ -81,6 +86,7 @@ def native_layout() -> NativeLayout:
     """The offsets of layout.py in the form that the library takes."""
     return NativeLayout(
         uc_stop_request=layout.UC_STOP_REQUEST,
+        cpu_exit_request=layout.CPU_EXIT_REQUEST,
         cpu_exception_index=layout.CPU_EXCEPTION_INDEX,
         cpu_interrupt_request=layout.CPU_INTERRUPT_REQUEST,
         cpu_icount_decr=layout.CPU_ICOUNT_DECR,
@@ -96,6 +102,7 @@ def native_layout() -> NativeLayout:
         env_lstar=layout.ENV_LSTAR,
         env_cstar=layout.ENV_CSTAR,
         env_fmask=layout.ENV_FMASK,
+        env_exception_is_int=layout.ENV_EXCEPTION_IS_INT,
     )
 
 
@@ -104,6 +111,9 @@ def load() -> ctypes.CDLL | None:
     """The library, or None where it was not built or cannot be used; must come before Unicorn's is loaded."""
     for path in sorted(Path(__file__).parent.glob("_native*.so")):
         try:
+            # Looked at before its functions get in the way of Unicorn's: it may be older than this file.
+            if ctypes.CDLL(str(path)).enclavedbg_engine_size() != ctypes.sizeof(NativeEngine):
+                raise OSError("it was built from other sources; install enclavedbg again")
             dll = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
             dll.enclavedbg_bind.argtypes = [ctypes.c_char_p]
             dll.enclavedbg_bind.restype = c_int

@@ -8,12 +8,13 @@ from ctypes import c_void_p
 from typing import Protocol
 
 from enclavedbg.errors import GuestFault, MachineError
-from enclavedbg.machine.cpu.engine import TripleFault, WatchKind, Watchpoint
+from enclavedbg.machine.cpu.engine import EngineFailure, TripleFault, WatchKind, Watchpoint
 from enclavedbg.machine.cpu.soft import layout as at
 from enclavedbg.machine.cpu.soft import library as uc
 from enclavedbg.machine.cpu.soft import native
+from enclavedbg.machine.cpu.soft.containment import contain
 from enclavedbg.machine.cpu.soft.core import UnicornCore
-from enclavedbg.machine.cpu.soft.delivery import PythonDelivery, live_translate
+from enclavedbg.machine.cpu.soft.delivery import NO_TASK_STATE, PythonDelivery, live_translate
 from enclavedbg.machine.memory import GuestMemory
 
 _ACCESS = {
@@ -34,8 +35,12 @@ class Support(Protocol):
         """Whether a breakpoint ended the run."""
         ...
 
-    def triple_fault(self) -> TripleFault | None:
+    def fatal(self) -> TripleFault | EngineFailure | None:
         """The fault that could not be delivered, when that ended the run."""
+        ...
+
+    def interrupt_held(self) -> bool:
+        """Whether the pending interrupt was withdrawn, not taken, to let a stop through; asked once."""
         ...
 
     def watch_hit(self) -> tuple[Watchpoint, int] | None:
@@ -73,13 +78,20 @@ class NativeSupport:
     def begin(self) -> None:
         self._shared.debug_stop = 0
         self._shared.triple_fault = 0
+        self._shared.no_task_state = 0
         self._shared.watch_hit = 0
 
     def debug_stopped(self) -> bool:
         return bool(self._shared.debug_stop)
 
-    def triple_fault(self) -> TripleFault | None:
-        return TripleFault() if self._shared.triple_fault else None
+    def fatal(self) -> TripleFault | EngineFailure | None:
+        if not self._shared.triple_fault:
+            return None
+        return TripleFault(detail=NO_TASK_STATE if self._shared.no_task_state else "")
+
+    def interrupt_held(self) -> bool:
+        held, self._shared.interrupt_held = bool(self._shared.interrupt_held), 0
+        return held
 
     def watch_hit(self) -> tuple[Watchpoint, int] | None:
         if self._shared.watch_hit != 2:
@@ -113,8 +125,8 @@ class PythonSupport:
         self._watchpoints: tuple[Watchpoint, ...] = ()
         self._watch_hooks: list[int] = []
         self._hit: tuple[Watchpoint, int] | None = None
+        contain(core.lib)
         core.add_hook(uc.HOOK_INTR, uc.InterruptHook(self._delivery.interrupt))
-        core.add_hook(uc.HOOK_INSN_INVALID, uc.InvalidHook(self._delivery.invalid_opcode))
         core.add_hook(uc.HOOK_INSN, uc.SyscallHook(self._delivery.syscall), uc.INSN_SYSCALL)
         # Never fires: all RAM is writable. But an installed memory hook keeps every store on the path that
         # notices writes to translated code, whichever mapping they come through.
@@ -128,22 +140,30 @@ class PythonSupport:
         c_void_p.from_address(core.uc + at.UC_STOP_INTERRUPT).value = pointer
 
     def _on_exception(self, _uc: int, vector: int) -> bool:
-        """In place of uc_struct.stop_interrupt: without the request Unicorn's outer loop spins on a debug stop."""
+        """In place of uc_struct.stop_interrupt; the native part's function of that name tells the reasons."""
+        core = self._core
+        self._delivery.instruction = core.eip.value
         if vector == at.EXCP_DEBUG:
             self._debug_stop = True
-            self._core.stop_request.value = 1
-        return vector == 6
+            core.stop_request.value = 1
+        elif vector == at.EXCP_HLT and not core.halted.value:
+            self._delivery.fatal = TripleFault()
+        return False
 
     def begin(self) -> None:
         self._debug_stop = False
-        self._delivery.triple_fault = None
+        self._delivery.fatal = None
         self._hit = None
 
     def debug_stopped(self) -> bool:
         return self._debug_stop
 
-    def triple_fault(self) -> TripleFault | None:
-        return self._delivery.triple_fault
+    def fatal(self) -> TripleFault | EngineFailure | None:
+        return self._delivery.fatal
+
+    def interrupt_held(self) -> bool:
+        held, self._delivery.interrupt_held = self._delivery.interrupt_held, False
+        return held
 
     def watch_hit(self) -> tuple[Watchpoint, int] | None:
         return self._hit
