@@ -119,6 +119,8 @@ class UnicornCore:
         write_hook = uc.MmioWriteHook(lambda _uc, offset, n, value, _user: write(gpa + offset, n, value))
         self._anchors += [read_hook, write_hook]
         self.lib.call("uc_mmio_map", self.uc, gpa, size, read_hook, None, write_hook, None)
+        # A processor executes what a device answers; mapped as it is, Unicorn would end the run.
+        self.lib.call("uc_mem_protect", self.uc, gpa, size, uc.PROT_ALL)
 
     def add_hook(
         self, kind: int, callback: Any, *extra: int, user: int | None = None, begin: int = 1, end: int = 0

@@ -115,6 +115,7 @@ _PUBLIC: dict[str, tuple[object, list[object]]] = {
     "uc_strerror": (c_char_p, [c_int]),
     "uc_mem_map_ptr": (c_int, [c_void_p, c_uint64, c_size_t, c_uint32, c_void_p]),
     "uc_mmio_map": (c_int, [c_void_p, c_uint64, c_size_t, c_void_p, c_void_p, c_void_p, c_void_p]),
+    "uc_mem_protect": (c_int, [c_void_p, c_uint64, c_size_t, c_uint32]),
     "uc_emu_start": (c_int, [c_void_p, c_uint64, c_uint64, c_uint64, c_size_t]),
     "uc_emu_stop": (c_int, [c_void_p]),
     "uc_hook_del": (c_int, [c_void_p, c_size_t]),

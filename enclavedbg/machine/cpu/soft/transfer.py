@@ -11,6 +11,7 @@ from enclavedbg.machine.cpu.state import CpuState, DescriptorTable, FpuState, Mo
 
 _ATTRIBUTE_MASK = 0xF0FF
 _ALL_FLAGS = 0xFFFF_FFFF
+EFER_SVME = 1 << 12
 
 _MSR_FIELDS = (
     ("star", c_uint64, at.ENV_STAR),
@@ -75,10 +76,13 @@ def load(core: UnicornCore, state: CpuState) -> None:
     for i, value in ((0, state.cr0), (2, state.cr2), (3, state.cr3), (4, state.cr4)):
         core.cr[i] = value
     core.field(c_uint8, at.ENV_TPR).value = state.cr8
-    core.field(c_uint64, at.ENV_EFER).value = state.efer
+    # SVM is not offered, and QEMU's own use of its control block (core.py) must stay the only one.
+    core.field(c_uint64, at.ENV_EFER).value = state.efer & ~EFER_SVME
     for name, kind, offset in _MSR_FIELDS:
         core.field(kind, offset).value = getattr(state.msrs, name)
-    for i in range(8):
+    # The debug registers' own breakpoints: away with those of before, then set the new ones.
+    core.lib.cpu_x86_update_dr7(core.env, 0)
+    for i in range(7):
         core.dr[i] = state.dr[i]
     core.lib.cpu_x86_update_dr7(core.env, state.dr[7] & 0xFFFF_FFFF)
     core.eflags.value = 2
