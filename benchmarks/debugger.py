@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 
 from benchmarks.boot import OURS
@@ -66,13 +65,10 @@ def attach(port: int) -> tuple[float, float]:
     ]
     commands = [word for line in script for word in ("-ex", line)]
     command = ["gdb", "--nx", "--quiet", "--batch", *commands]
-    timed = ["sh", "-c", "date '+time %s.%N'; \"$@\"; date '+time %s.%N'", "sh", *command]
-    try:
-        done = subprocess.run(timed, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
-    except subprocess.TimeoutExpired:
-        raise Failed("gdb took more than a minute") from None
-    names = _FRAME.findall(done.stdout)
-    times = [float(text) for text in re.findall(r"^time ([0-9.]+)$", done.stdout, re.MULTILINE)]
-    if len(names) < 3 or "??" in names or len(times) != 4:
-        raise Failed(f"gdb gave no backtrace with names: {(done.stdout + done.stderr).strip()[-300:]!r}")
-    return times[2] - times[1], times[3] - times[0]
+    with Child(command) as child:
+        text, whole = child.whole()
+    names = _FRAME.findall(text)
+    times = [float(found) for found in re.findall(r"^time ([0-9.]+)$", text, re.MULTILINE)]
+    if len(names) < 3 or "??" in names or len(times) != 2:
+        raise Failed(f"gdb gave no backtrace with names: {text.strip()[-300:]!r}")
+    return times[1] - times[0], whole

@@ -37,14 +37,10 @@ def _run(context: Context) -> Callable[[], Sample]:
     def run() -> Sample:
         with Child(ours(DEMO, "--gdb", ":0"), environment={"XDG_STATE_HOME": str(context.folder)}) as child:
             peak = 0
-            guest_known = False
 
             def look() -> None:
-                nonlocal peak, guest_known
-                guest, other = resident(child.pid)
-                # Before the RAM is mapped all that is resident is the process's own.
-                guest_known = guest_known or guest is not None
-                peak = max(peak, other)
+                nonlocal peak
+                peak = max(peak, resident(child.pid)[1])
 
             port = port_of(child, meanwhile=look)
             child.until(READY, meanwhile=look)

@@ -67,22 +67,35 @@ class Child:
             if match := re.search(pattern, self._line(pattern, meanwhile)):
                 return match
 
+    def whole(self) -> tuple[str, float]:
+        """All that the process says until it ends by itself, and when it did; raises Failed when LIMIT passes."""
+        self._deadline = time.perf_counter() + LIMIT
+        while self._read(None):
+            if time.perf_counter() > self._deadline:
+                raise Failed(f"{self._name} did not end in {LIMIT:.0f} s; last: {self._last_words()}")
+        return self._text.decode("utf-8", "replace"), time.perf_counter() - self.began
+
     def _line(self, wanted: str, meanwhile: Callable[[], object] | None) -> str:
-        assert self._process.stdout is not None
         while b"\n" not in self._text:
-            ready = select.select([self._process.stdout], [], [], 0.01 if meanwhile else 1)[0]
-            if meanwhile:
-                meanwhile()
+            if not self._read(meanwhile):
+                raise Failed(f"{self._name} ended without saying {wanted!r}; its last words: {self._last_words()}")
             if time.perf_counter() > self._deadline:
                 raise Failed(f"{self._name} did not say {wanted!r} in {LIMIT:.0f} s; last: {self._last_words()}")
-            if ready:
-                piece = self._process.stdout.read(65536)
-                if not piece:
-                    raise Failed(f"{self._name} ended without saying {wanted!r}; its last words: {self._last_words()}")
-                self._text += piece
         line, self._text = self._text.split(b"\n", 1)
         self._said.append(line.decode("utf-8", "replace").rstrip("\r"))
         return self._said[-1]
+
+    def _read(self, meanwhile: Callable[[], object] | None) -> bool:
+        """Take what there is within a moment; False at the end of the output."""
+        assert self._process.stdout is not None
+        ready = select.select([self._process.stdout], [], [], 0.01 if meanwhile else 1)[0]
+        if meanwhile:
+            meanwhile()
+        if not ready:
+            return True
+        piece = self._process.stdout.read(65536)
+        self._text += piece
+        return bool(piece)
 
     def _last_words(self) -> str:
         rest = self._text.decode("utf-8", "replace").strip()
