@@ -164,37 +164,46 @@ async def _send(session: Session, port: int, line: str) -> Text:
     session.require_alive()
     if not session.target.running:
         raise CommandError(f"the enclave is stopped, and port {port} cannot answer; continue first")
-    answer = asyncio.create_task(_exchange(session, port, line))
+    received = bytearray()
+    answer = asyncio.create_task(_exchange(session, port, line, received))
     try:
         with session.stops() as stopped:
             either: set[asyncio.Future[Any]] = {answer, stopped}
             await asyncio.wait(either, timeout=ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
-                return answer.result()
+                answer.result()
+                return _answer_lines(received)
             if not stopped.done():
                 raise CommandError(f"port {port} did not answer within {ANSWER_SECONDS:.0f} s")
+            if session.enclave.verdict is not None and received:
+                answer.cancel()
+                return _answer_lines(received)
             stopped.result()
     except BaseException:
         answer.cancel()
         raise
-    session.later(_late_answer(session, answer))
+    session.later(_late_answer(session, answer, received))
     return lines(f"The machine stopped before port {port} answered; its answer comes when it goes on.", "dim")
 
 
-async def _exchange(session: Session, port: int, line: str) -> Text:
-    answer = bytearray()
+async def _exchange(session: Session, port: int, line: str, answer: bytearray) -> None:
+    """Fill `answer` until the guest ends or pauses."""
     async with await session.enclave.vsock.connect(port, label="shell") as stream:
         await stream.write(line.encode() + b"\n")
         answer += await stream.read()
         with suppress(TimeoutError):
             while len(answer) < ANSWER_LIMIT and (piece := await asyncio.wait_for(stream.read(), PAUSE_SECONDS)):
                 answer += piece
+
+
+def _answer_lines(answer: bytearray) -> Text:
     return joined([("", printable(row))] for row in bytes(answer[:ANSWER_LIMIT]).split(b"\n")[:ANSWER_LINES] if row)
 
 
-async def _late_answer(session: Session, answer: asyncio.Task[Text]) -> None:
+async def _late_answer(session: Session, answer: asyncio.Task[None], received: bytearray) -> None:
     try:
-        text = await answer
+        await answer
+        text = _answer_lines(received)
     except EnclaveDbgError as error:
         text = lines(str(error), "bad")
     finally:

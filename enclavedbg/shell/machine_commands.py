@@ -20,6 +20,7 @@ STEPPED = "stepped"
 """The reason of a stop behind a step."""
 
 USER = "user program"
+EARLY = "kernel code, before its own page tables"
 _TARGET = re.compile(r"^0x[0-9a-f]+$")
 
 COMMANDS = CommandTable()
@@ -140,9 +141,10 @@ async def dis(session: Session, words: list[str]) -> Text:
 async def bt(session: Session, words: list[str]) -> Text:
     """Show the kernel's call chain."""
     trace = await session.backtrace()
+    foreign = EARLY if session.target.state().cpl == 0 else USER
     rows: list[Text] = []
     for level, frame in enumerate(trace.frames):
-        name = frame.symbol or (USER if frame.user else "?")
+        name = frame.symbol or ((USER if level else foreign) if frame.user else "?")
         if frame.offset:
             name += f"+{frame.offset:#x}"
         rows.append([("dim", f"#{level:<3}"), ("", f"{frame.ip:016x}  "), ("code", name)])
@@ -262,7 +264,9 @@ def _instruction(instruction: Any, symbols: Any, rip: int) -> Text:
         ("", f"{instruction.mnemonic} {instruction.op_str}".rstrip()),
     ]
     if symbols is not None and _TARGET.match(instruction.op_str):
-        line.append(("code", f"  {symbols.describe(int(instruction.op_str, 16))}"))
+        target = int(instruction.op_str, 16)
+        if symbols.lookup(target) is not None:
+            line.append(("code", f"  {symbols.describe(target)}"))
     return line
 
 

@@ -26,7 +26,7 @@ from enclavedbg.machine.verdict import Verdict
 from enclavedbg.shell.completion import ShellCompleter
 from enclavedbg.shell.enclave_commands import COMMANDS, state_text
 from enclavedbg.shell.render import event_line, wanted
-from enclavedbg.shell.session import AFTERWARDS, Session
+from enclavedbg.shell.session import INTERRUPTED, Session
 from enclavedbg.shell.text import STYLES, Text, lines, plain, shortened, styled
 from enclavedbg.shell.wrap import wrapped
 
@@ -38,6 +38,8 @@ BURST = 200
 
 BATCH_SECONDS = 0.02
 """Events of so long are drawn at once, as each drawing moves the prompt."""
+
+AFTERWARDS = "Still to be looked at: console, events, dmesg, regs, bt, mem, dis; quit leaves with status {}."
 
 
 class Interrupted(Exception):
@@ -211,7 +213,7 @@ class Shell:
         for record in records:
             text += [*self._event(record), ("", "\n")]
             if isinstance(record.event, Verdict):
-                text += lines(f"It can still be looked at: {AFTERWARDS} with status {record.event.exit_status}.", "dim")
+                text += lines(AFTERWARDS.format(record.event.exit_status), "dim")
         if records and self._loop is not None:
             self._heard = self._loop.time()
         if missed:
@@ -222,8 +224,10 @@ class Shell:
     def _event(self, record: Record) -> Text:
         name = None
         if isinstance(record.event, GuestStopped):
-            name = self._session.name_of(record.event.rip)
-        return event_line(record, name=name)
+            name = self._session.name_of(record.event.rip) or ""
+            if record.event.reason == INTERRUPTED and self._session.debugger():
+                name = f"{name}; gdb is attached" if name else "gdb is attached"
+        return event_line(record, name=name or None)
 
     # --- the screen
 

@@ -45,8 +45,7 @@ STOP_SECONDS = 5.0
 INTERRUPTED = "interrupted"
 """The reason of a stop that a debugger asked for."""
 
-AFTERWARDS = "console, events, regs, mem, dis and bt still look at it, and quit leaves"
-"""What can be done with an enclave that has ended."""
+ENDED = "the enclave has ended; it can be looked at, and not go on"
 
 _TERM = re.compile(r"\s*([+-]?)\s*([^\s+-]+)")
 
@@ -222,7 +221,8 @@ class Session:
         with self.stops() as stopped:
             action()
             try:
-                return await asyncio.wait_for(stopped, STOP_SECONDS)
+                async with asyncio.timeout(STOP_SECONDS):  # wait_for would lose a Ctrl-C that comes with the stop
+                    return await stopped
             except TimeoutError:
                 raise CommandError(f"the machine did not stop within {STOP_SECONDS:.0f} s; try `stop` again") from None
 
@@ -238,7 +238,7 @@ class Session:
             if isinstance(event, GuestStopped):
                 stopped.set_result(event)
             else:
-                stopped.set_exception(CommandError("the enclave has ended; " + AFTERWARDS))
+                stopped.set_exception(CommandError(ENDED))
 
         def listen(record: Record) -> None:
             if isinstance(record.event, GuestStopped) or record.event.kind == "verdict":
@@ -259,6 +259,8 @@ class Session:
         self.require_alive()
         if not self.target.running:
             return change()
+        if self.debugger():
+            raise CommandError("gdb is attached, and would be disturbed; do it there, or `stop` first")
         self.hushed = True
         stop: GuestStopped | None = None
         try:
@@ -274,7 +276,7 @@ class Session:
     def require_alive(self) -> None:
         """Raise CommandError when the enclave has ended."""
         if self.enclave.verdict is not None:
-            raise CommandError("the enclave has ended, and cannot go on; " + AFTERWARDS)
+            raise CommandError(ENDED)
 
     def require_control(self) -> None:
         """Raise CommandError when the machine is not ours to resume: it has ended, or gdb has it."""

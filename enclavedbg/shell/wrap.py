@@ -20,15 +20,13 @@ def wrapped(text: Text, columns: int) -> Text:
         if len(line) <= columns + line.endswith("\n"):
             out += pieces
             continue
-        at = 0
         indent = _indent(pieces, columns)
-        for start, end in _cuts(line.rstrip("\n"), columns, indent):
+        for start, end in _cuts(line.rstrip(), columns, indent):
             if start:
                 out.append(("", "\n" + " " * indent))
             out += _slice(pieces, start, end)
-            at = end
-        if len(line) > at:
-            out.append(("", "\n" if line.endswith("\n") else ""))
+        if line.endswith("\n"):
+            out.append(("", "\n"))
     return out
 
 

@@ -133,8 +133,10 @@ def test_stop_shows_the_event_and_the_toolbar_follows(live: Live) -> None:
         toolbar = plain(shell.toolbar(200))
         assert "stopped: interrupted" in toolbar
         assert live.enclave.measurements.pcr0.hex()[:12] in toolbar
-        keys.send_text("c\rquit\r")
-        await screen.until("resume: running")
+        shown = len(screen.text)
+        keys.send_text("c\r")
+        await screen.until("resume: running", after=shown)
+        keys.send_text("quit\r")
 
     use(live, script)
 
@@ -160,8 +162,9 @@ def test_a_step_is_quiet_and_enter_repeats_it(live: Live) -> None:
         while screen.text.count("=> ") < before + 3:
             await asyncio.sleep(0)
         assert "stop:" not in screen.text[shown:] and "resume:" not in screen.text[shown:]
-        keys.send_text("status\r\rc\rquit\r")
+        keys.send_text("status\r\rc\r")
         await screen.until("resume: running", after=shown)
+        keys.send_text("quit\r")
         assert screen.text.count("guest time") == 1  # only what is meant for it is repeated
 
     use(live, script)
@@ -206,8 +209,9 @@ def test_what_gdb_holds_is_not_resumed_here(live: Live) -> None:
         assert not live.enclave.debug.running
         assert "gdb attached" in plain(shell.toolbar(100))
         shell._session.debugger = lambda: False
-        keys.send_text("c\rquit\r")
+        keys.send_text("c\r")
         await screen.until("resume: running", after=shown)
+        keys.send_text("quit\r")
 
     use(live, script)
 
