@@ -268,10 +268,22 @@ class Session:
             return change()
         finally:
             if stop is not None and stop.reason == INTERRUPTED:
-                self.target.resume()
-            elif stop is not None and self.tell is not None:
-                self.tell(lines(f"stop: {stop.summary()}", "value"))
-            self.hushed = False
+                self._resume_quietly()
+            else:
+                self.hushed = False
+                if stop is not None and self.tell is not None:
+                    self.tell(lines(f"stop: {stop.summary()}", "value"))
+
+    def _resume_quietly(self) -> None:
+        """Resume, and be hushed until that is over: it happens on the vCPU's thread."""
+
+        def listen(record: Record) -> None:
+            if record.event.kind in ("resume", "verdict"):
+                unsubscribe()
+                self.hushed = False
+
+        unsubscribe = self.enclave.events.subscribe(listen)
+        self.target.resume()
 
     def require_alive(self) -> None:
         """Raise CommandError when the enclave has ended."""

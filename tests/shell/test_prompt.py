@@ -172,8 +172,12 @@ def test_a_step_is_quiet_and_enter_repeats_it(live: Live) -> None:
 
 def test_an_answer_that_a_breakpoint_holds_back_comes_later(live: Live) -> None:
     async def script(screen: Screen, keys: PipeInput, shell: Shell) -> None:
+        keys.send_text("status\r")
+        await screen.until("guest time")
+        shown = len(screen.text)
         keys.send_text("break __x64_sys_poll\rvsock send 5000 patience\r")
         await screen.until("stopped before port 5000 answered")
+        assert "resume:" not in screen.text[shown:]  # the moment that the breakpoint took
         assert "(__x64_sys_poll)" in screen.text  # the stop says where, and comes first
         assert "\npatience\n" not in screen.text
         keys.send_text("delete\rc\r")
@@ -204,7 +208,7 @@ def test_what_gdb_holds_is_not_resumed_here(live: Live) -> None:
         shell._session.debugger = lambda: True
         shell._session.notes["gdb"] = "127.0.0.1:1234"
         keys.send_text("stop\rc\r")
-        await screen.until("gdb is attached")
+        await screen.until("gdb is attached, and would not know")
         shown = len(screen.text)
         assert not live.enclave.debug.running
         assert "gdb attached" in plain(shell.toolbar(100))
