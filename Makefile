@@ -10,14 +10,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .PHONY: help demo test lint bench stress clean
 
 help:
-	@echo "make demo    boot the demo enclave and look into it (a tour when standard input is not a terminal)"
+	@echo "make demo    boot the demo enclave: a live shell, or a tour without a terminal"
 	@echo "make test    run the tests"
 	@echo "make lint    run ruff and mypy"
 	@echo "make bench   measure the figures of docs/benchmarks.md"
 	@echo "make stress  run the long stress image on the software CPU, repeatedly"
 	@echo "make clean   remove the virtual environment and everything that was built"
 	@echo
-	@echo "Needed: Python 3.11 or newer, make; gdb for the gdb parts. PYTHON=... names another interpreter."
+	@echo "Needed: Python 3.11 or newer, make; gdb for the gdb parts."
+	@echo "PYTHON=... names another interpreter."
 
 demo: $(VENV)/.installed
 	@$(BIN)/enclavedbg demo

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from enclavedbg import __version__
 from enclavedbg.errors import EnclaveDbgError
-from enclavedbg.options import LOOPBACK, Address, Options, UsageError
+from enclavedbg.options import LOOPBACK, Address, Options, OutputError, UsageError
 
 if TYPE_CHECKING:
     from enclavedbg.verbs.table import Family
@@ -162,10 +162,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return execute(parse(given))
     except EnclaveDbgError as error:
         print(f"enclavedbg: {error}", file=sys.stderr)
+        if isinstance(error, OutputError):
+            _discard_output()
         return error.exit_status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read our output has gone. Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _discard_output()
         return 141
+
+
+def _discard_output() -> None:
+    """Nobody reads our output. Python would complain once more when it closes stdout, with what it still holds."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from enclavedbg import __version__
 from enclavedbg.errors import EnclaveDbgError, MachineError
 from enclavedbg.machine.events import BootStage, ConsoleLine, Record
-from enclavedbg.options import LOOPBACK, Address, Options
+from enclavedbg.options import LOOPBACK, Address, Options, OutputError
 from enclavedbg.runner import Departed, Departure, powered, run_loop, serving_gdb, wants_shell
 
 if TYPE_CHECKING:
@@ -132,7 +132,12 @@ class Tour:
 
 def say(text: str) -> None:
     """A line of the tour, at once even into a pipe."""
-    print(text, flush=True)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError.of(error) from None
 
 
 def expect(held: bool, failure: str) -> None:

@@ -15,6 +15,15 @@ class UsageError(EnclaveDbgError):
     """The command line is not understood."""
 
 
+class OutputError(EnclaveDbgError):
+    """Standard output cannot be written, though somebody may still be there: a full disk, for example."""
+
+    @classmethod
+    def of(cls, error: OSError) -> OutputError:
+        """With the system's reason."""
+        return cls(f"cannot write standard output: {error.strerror or error}; give it a place with room")
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where gdb may connect. `public` when it reaches beyond this machine."""

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from enclavedbg.machine.events import ConsoleLine, GuestWarning, Record
-from enclavedbg.options import Address, Options, UsageError
+from enclavedbg.options import Address, Options, OutputError, UsageError
 
 if TYPE_CHECKING:
     from enclavedbg.gdbstub.monitor import MonitorCommand
@@ -57,6 +57,8 @@ class Printer:
         self._lock = threading.Lock()
         self._unread = 0
         self._lost = 0
+        self.failure: OutputError | None = None
+        """Why nothing can be written, where the reader did not just go away."""
         self._done: asyncio.Future[None] = loop.create_future()
         threading.Thread(target=self._write, name="enclavedbg-printer", daemon=True).start()
 
@@ -103,8 +105,10 @@ class Printer:
                 stream.write(text + "\n")
                 if self._queue.empty():
                     stream.flush()
-            except (OSError, ValueError):
+            except (OSError, ValueError) as error:
                 broken = True
+                if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+                    self.failure = OutputError.of(error)
                 self._tell(self._on_broken)
         self._tell(self._finish)
 
@@ -281,6 +285,8 @@ async def _run(options: Options, *, greeting: str | None) -> int:
         printer.line(line)
         await departure.or_(printer.close())
     except Departed as departed:
+        if printer.failure is not None:
+            raise printer.failure from None
         if departed.status != BROKEN_PIPE:
             printer.warning("interrupted")
             with suppress(TimeoutError):

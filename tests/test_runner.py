@@ -154,6 +154,18 @@ def test_a_reader_that_goes_away_ends_it_quietly(environment: dict[str, str]) ->
     process.stderr.close()
 
 
+def test_a_full_disk_is_said(environment: dict[str, str]) -> None:
+    for arguments in (command(), [*command()[:3], "demo"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                arguments, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, env=environment, timeout=30
+            )
+        assert done.returncode == 2
+        assert done.stderr == (
+            b"enclavedbg: cannot write standard output: No space left on device; give it a place with room\n"
+        )
+
+
 def test_a_reader_that_stops_reading_does_not_stop_the_signal(runs: list[Run], environment: dict[str, str]) -> None:
     """The pipe is full long before the boot is over; the guest and Ctrl-C must not wait for it."""
     run = Run(["--gdb", "127.0.0.1:0"], environment)
