@@ -74,22 +74,31 @@ def write_newc(entries: Iterable[CpioEntry]) -> bytes:
 
 
 def _append(chunks: list[bytes | memoryview], entry: CpioEntry, *, ino: int) -> None:
+    size = len(entry.data)
+    chunks.append(encode_head(entry, ino=ino, size=size))
+    chunks.append(entry.data)
+    chunks.append(bytes(-size % 4))
+
+
+def encode_head(entry: CpioEntry, *, ino: int, size: int) -> bytes:
+    """What goes before an entry's `size` bytes of data (zeros to a multiple of four follow these).
+
+    For archives written piece by piece; the entry's own `ino` and `data` do not count. Raises EifError for a name
+    or a number that the format cannot hold.
+    """
     try:
         name = entry.name.encode("utf-8", "surrogateescape") + b"\0"
     except UnicodeEncodeError as error:
         raise EifError(f"cpio: the name {entry.name[:60]!r} cannot be written: {error.reason}") from error
     if not entry.name or b"\0" in name[:-1] or len(name) > NAME_MAX:
         raise EifError(f"cpio: the name {entry.name[:60]!r} must have 1 to {NAME_MAX - 1} bytes and no NUL")
-    size = len(entry.data)
     try:
         fields = _FIELDS.pack(
             ino, entry.mode, entry.uid, entry.gid, entry.nlink, entry.mtime, size, 0, 0, *entry.rdev, len(name), 0
         )
     except struct.error as error:
         raise EifError(f"cpio: a number of {entry.name[:60]!r} does not fit 32 bits: {error}") from error
-    chunks.append(MAGIC_NEWC + binascii.hexlify(fields).upper() + name + bytes(-(HEADER_SIZE + len(name)) % 4))
-    chunks.append(entry.data)
-    chunks.append(bytes(-size % 4))
+    return MAGIC_NEWC + binascii.hexlify(fields).upper() + name + bytes(-(HEADER_SIZE + len(name)) % 4)
 
 
 def read_newc(data: bytes | bytearray | memoryview, *, limit: int = DEFAULT_ENTRY_LIMIT) -> list[CpioEntry]:
