@@ -29,7 +29,7 @@ test: $(VENV)/.installed-test
 lint: $(VENV)/.installed-dev
 	@status=0; $(BIN)/ruff check . || status=1; $(BIN)/mypy || status=1; exit $$status
 
-bench: $(VENV)/.installed-test
+bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks $(ARGS)
 
 stress: $(VENV)/.installed-test

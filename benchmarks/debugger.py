@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from benchmarks.boot import OURS
 from benchmarks.harness import Context, Sample
-from benchmarks.images import DEMO, ours
+from benchmarks.images import DEMO, ours, surroundings
 from benchmarks.process import Child, Failed
 
 READY = "demo: ready on vsock"
@@ -36,7 +36,7 @@ def gdb(context: Context) -> None:
 
 def _run(context: Context) -> Callable[[], Sample]:
     def run() -> Sample:
-        with Child(ours(DEMO, "--gdb", ":0"), environment={"XDG_STATE_HOME": str(context.folder)}) as child:
+        with Child(ours(DEMO, "--gdb", ":0"), environment=surroundings(context.folder)) as child:
             port = port_of(child)
             child.until(READY)
             first, whole = attach(port)

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.boot import OURS
 from benchmarks.debugger import READY
 from benchmarks.harness import Context, Sample
-from benchmarks.images import DEMO, ours
+from benchmarks.images import DEMO, ours, surroundings
 from benchmarks.process import Child, Failed
 
 PEER = "asyncio echo server"
@@ -33,7 +33,7 @@ def vsock(context: Context) -> None:
     """Round trips, throughput and connections; both servers are processes of their own, the client is the same."""
     folder = context.folder / "vsock"
     plain = context.folder / "echo"
-    environment = {"XDG_STATE_HOME": str(context.folder)}
+    environment = surroundings(context.folder)
     with (
         Child(ours(DEMO, "--vsock", str(folder)), environment=environment) as enclave,
         Child([sys.executable, "-m", "benchmarks.echo", str(plain)]) as server,

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.boot import OURS
 from benchmarks.debugger import READY, attach, gdb_missing, port_of
 from benchmarks.harness import Context, Sample
-from benchmarks.images import DEMO, MEMORY_MIB, ours
+from benchmarks.images import DEMO, MEMORY_MIB, ours, surroundings
 from benchmarks.process import Child, Failed
 
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ *(.*)")
@@ -35,7 +35,7 @@ def memory(context: Context) -> None:
 
 def _run(context: Context) -> Callable[[], Sample]:
     def run() -> Sample:
-        with Child(ours(DEMO, "--gdb", ":0"), environment={"XDG_STATE_HOME": str(context.folder)}) as child:
+        with Child(ours(DEMO, "--gdb", ":0"), environment=surroundings(context.folder)) as child:
             peak = 0
 
             def look() -> None:

@@ -42,13 +42,14 @@ class Ratio:
 
 @dataclass(slots=True)
 class Report:
-    """What one benchmark found. Targets are upper limits."""
+    """What one benchmark found. Targets are upper limits; `repeated` counts runs of a side that were done again."""
 
     name: str
     figures: list[Figure] = field(default_factory=list)
     targets: dict[tuple[str, str], float] = field(default_factory=dict)
     ratios: list[Ratio] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    repeated: dict[str, int] = field(default_factory=dict)
 
     def figure(
         self, what: str, side: str, values: Sequence[float], *, unit: str = "s", target: float | None = None

@@ -65,6 +65,15 @@ def ours(eif: Path, *options: str) -> list[str]:
     return [*command, "--memory", f"{MEMORY_MIB}M", *options]
 
 
+def surroundings(folder: Path) -> dict[str, str]:
+    """The environment of our own runs: state and compiled modules are kept, as a user's are, but in `folder`.
+
+    Where Python is told to write no compiled modules, each start would compile all sources anew.
+    """
+    compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "compiled")}
+    return {"XDG_STATE_HOME": str(folder), **compiled}
+
+
 def observed(eif: Path, *options: str) -> list[str]:
     """The same with what benchmarks.observed adds: the heartbeat as a line, and `--python`."""
     return [sys.executable, "-m", "benchmarks.observed", *ours(eif, *options)[3:]]

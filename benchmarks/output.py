@@ -48,7 +48,10 @@ def lines(report: Report) -> list[str]:
         spread = "({:.2f} to {:.2f})".format(*_ends(ratio.values))
         target = "" if ratio.target is None else f"   target {ratio.target:.2f}"
         text.append(f"  {ratio.what}: {' / '.join(ratio.sides)} = {ratio.median:.2f} {spread}{target}")
-    return text + [f"  note: {note}" for note in report.notes]
+    notes = [
+        f"{times} runs of {side} hung without a clock and were repeated" for side, times in report.repeated.items()
+    ]
+    return text + [f"  note: {note}" for note in notes + report.notes]
 
 
 def _ends(values: tuple[float, ...]) -> tuple[float, float]:
@@ -86,6 +89,7 @@ def record(path: Path, report: Report, *, machine: Mapping[str, str], when: date
             }
             for ratio in report.ratios
         ],
+        "repeated": report.repeated,
         "notes": report.notes,
     }
     with path.open("a", encoding="utf-8") as file:

@@ -20,6 +20,10 @@ class Failed(Exception):
     """A side did not do what is measured: there is no figure."""
 
 
+class Hopeless(Failed):
+    """It said itself that it never will."""
+
+
 class Child:
     """A process in a group of its own, ended with all that it started when the block is left.
 
@@ -46,16 +50,21 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
-    def until(self, *markers: str, meanwhile: Callable[[], object] | None = None) -> dict[str, float]:
+    def until(
+        self, *markers: str, meanwhile: Callable[[], object] | None = None, hopeless: str = ""
+    ) -> dict[str, float]:
         """When a line with each of the markers (in this order) came.
 
-        `meanwhile` is called every 10 ms. Raises Failed when the process ends before that, or LIMIT passes.
+        `meanwhile` is called every 10 ms. Raises Failed when the process ends before that or LIMIT passes, and
+        Hopeless at a line with the text `hopeless`.
         """
         self._deadline = time.perf_counter() + LIMIT
         wanted = list(markers)
         found: dict[str, float] = {}
         while wanted:
             line = self._line(wanted[0], meanwhile)
+            if hopeless and hopeless in line:
+                raise Hopeless(f"{self._name} said {line!r}")
             if wanted[0] in line:
                 found[wanted.pop(0)] = time.perf_counter() - self.began
         return found
