@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import struct
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +21,8 @@ from enclavedbg.machine.enclave import Enclave
 from enclavedbg.machine.verdict import Outcome
 from enclavedbg.nsm.verify import verify
 from tests.eif.test_signature import certificate, cose, section
-from tests.live.driver import BASE, DEMO, READY, Run, play, running
+from tests.live.attest import attest
+from tests.live.driver import BASE, DEMO, READY, play, running
 
 pytestmark = pytest.mark.live
 
@@ -37,17 +37,6 @@ both_engines = pytest.mark.parametrize(
         pytest.param(False, id="python"),
     ],
 )
-
-
-async def _attest(run: Run, *, nonce: bytes, user_data: bytes | None = None) -> bytes:
-    stream = await run.enclave.vsock.connect(5001)
-    for field in (user_data, nonce, None):
-        await stream.write(struct.pack(">I", 0xFFFF_FFFF) if field is None else struct.pack(">I", len(field)) + field)
-    status, length = struct.unpack(">BI", await stream.read_exactly(5))
-    document = await stream.read_exactly(length)
-    assert status == 0, document
-    stream.close()
-    return document
 
 
 @both_engines
@@ -70,7 +59,7 @@ def test_from_power_on_to_heartbeat_attestation_echo_and_clean_exit(use_native: 
             echo.finish()
             assert await echo.read() == b""
 
-            document = await _attest(run, nonce=b"n" * 20, user_data=b"hello")
+            document = await attest(run, nonce=b"n" * 20, user_data=b"hello")
             verified = verify(document, root=run.enclave.nsm.authority.root(), nonce=b"n" * 20)
             assert verified.document.user_data == b"hello"
             assert verified.document.pcrs[0] == run.enclave.measurements.pcr0
