@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.boot import OURS
+from benchmarks.boot import OURS, STRESS_OK
 from benchmarks.debugger import READY, attach, gdb_missing, port_of
 from benchmarks.harness import Context, Sample
-from benchmarks.images import DEMO, MEMORY_MIB, ours, surroundings
+from benchmarks.images import DEMO, MEMORY_MIB, ours, stress_image, surroundings
 from benchmarks.process import Child, Failed
 
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ *(.*)")
 _AT_READY = "resident besides the guest's RAM, guest ready"
 _PEAK = "the most seen until then"
 _WITH_GDB = "after gdb has attached and left"
+_STRESS = "the most seen while the stress program works"
 _GUEST = "resident of the guest's RAM, guest ready"
 _TARGET = 250e6
 
@@ -25,35 +25,48 @@ def memory(context: Context) -> None:
     if not Path("/proc/self/smaps").exists():
         context.report.note("not measured: this system has no /proc/PID/smaps")
         return
-    samples = context.in_turns({OURS: _run(context)}, rounds=3)
-    for what in (_AT_READY, _PEAK, _WITH_GDB):
+    eif = stress_image(context.folder)
+    samples = context.in_turns({OURS: lambda: {**_demo(context), **_at_work(context, eif)}}, rounds=3)
+    for what in (_AT_READY, _PEAK, _WITH_GDB, _STRESS):
         context.add(samples, what, unit="B", targets={OURS: _TARGET})
     context.add(samples, _GUEST, unit="B")
     if gdb_missing():
         context.report.note(gdb_missing())
 
 
-def _run(context: Context) -> Callable[[], Sample]:
-    def run() -> Sample:
-        with Child(ours(DEMO, "--gdb", ":0"), environment=surroundings(context.folder)) as child:
-            peak = 0
+def _demo(context: Context) -> Sample:
+    """The demo image until it is ready, then a visit by gdb."""
+    with Child(ours(DEMO, "--gdb", ":0"), environment=surroundings(context.folder)) as child:
+        watch = _Watch(child)
+        port = port_of(child, meanwhile=watch)
+        child.until(READY, meanwhile=watch)
+        guest, other = resident(child.pid)
+        if guest is None:
+            raise Failed(f"no mapping of {MEMORY_MIB} MiB in /proc/{child.pid}/smaps: where is the guest's RAM?")
+        sample = {_AT_READY: float(other), _PEAK: float(max(watch.most, other)), _GUEST: float(guest)}
+        if not gdb_missing():
+            attach(port)
+            sample[_WITH_GDB] = float(resident(child.pid)[1])
+        return sample
 
-            def look() -> None:
-                nonlocal peak
-                peak = max(peak, resident(child.pid)[1])
 
-            port = port_of(child, meanwhile=look)
-            child.until(READY, meanwhile=look)
-            guest, other = resident(child.pid)
-            if guest is None:
-                raise Failed(f"no mapping of {MEMORY_MIB} MiB in /proc/{child.pid}/smaps: where is the guest's RAM?")
-            sample = {_AT_READY: float(other), _PEAK: float(max(peak, other)), _GUEST: float(guest)}
-            if not gdb_missing():
-                attach(port)
-                sample[_WITH_GDB] = float(resident(child.pid)[1])
-            return sample
+def _at_work(context: Context, eif: Path) -> Sample:
+    """A guest that makes the CPU translate as much as it can."""
+    with Child(ours(eif), environment=surroundings(context.folder)) as child:
+        watch = _Watch(child)
+        child.until(STRESS_OK, meanwhile=watch)
+        return {_STRESS: float(watch.most)}
 
-    return run
+
+class _Watch:
+    """Keeps the most that was resident besides the guest's RAM, of all the times it is called."""
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self.most = 0
+
+    def __call__(self) -> None:
+        self.most = max(self.most, resident(self._child.pid)[1])
 
 
 def resident(pid: int) -> tuple[int | None, int]:
