@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
+from enclavedbg.shell.render import KINDS
 from enclavedbg.shell.session import REGISTER_NAMES, Session
 from enclavedbg.shell.table import CommandError, CommandTable
 
@@ -40,8 +41,7 @@ class ShellCompleter(Completer):
         if what == "address":
             yield from self._addresses(word)
         elif what == "event":
-            kinds = {record.event.kind for record in self._session.enclave.events.history()}
-            yield from (kind for kind in sorted({"on", "off"} | kinds) if kind.startswith(word))
+            yield from (kind for kind in ("on", "off", *KINDS) if kind.startswith(word))
         elif what == "command":
             yield from (command.name for command in self._table if command.name.startswith(word))
         elif what:

@@ -7,7 +7,7 @@ from typing import TypeVar
 from enclavedbg.machine.console import printable
 from enclavedbg.machine.events import Record
 from enclavedbg.shell.machine_commands import COMMANDS, number
-from enclavedbg.shell.render import event_line
+from enclavedbg.shell.render import KINDS, event_line
 from enclavedbg.shell.session import LIVE, Session
 from enclavedbg.shell.table import CommandError
 from enclavedbg.shell.text import Text, counted, joined, lines
@@ -66,10 +66,12 @@ async def events(session: Session, words: list[str]) -> Text:
         return _choose(session, words[0], words[1] if len(words) == 2 else None)
     kind = words.pop(0) if words and not words[0].isdigit() else ""
     seen = ", ".join(sorted({record.event.kind for record in session.enclave.events.history()}))
-    return history(session, kind, words, f"Nothing of that kind has happened yet. There were: {seen}")
+    return history(session, kind, words, f"Nothing of that kind has happened. There were: {seen}")
 
 
 def _choose(session: Session, how: str, kind: str | None) -> Text:
+    if kind is not None and not any(k == kind or k.startswith(kind + ".") for k in KINDS):
+        raise CommandError(f"there are no events of kind {kind!r}; there are {', '.join(KINDS)}")
     if kind is not None and how == "on":
         session.live.add(kind)
     elif kind is not None:

@@ -22,6 +22,21 @@ ALWAYS = ("stop", "resume", "warning", "verdict")
 """Kinds that are shown live whatever the person chose."""
 
 
+KINDS = (
+    "boot",
+    "console",
+    "nsm.exchange",
+    "nsm.pcr",
+    "resume",
+    "stop",
+    "verdict",
+    "vsock.connection",
+    "vsock.heartbeat",
+    "vsock.packet",
+    "warning",
+)
+"""All kinds of events, to choose from; their beginnings (`nsm`) mean all below."""
+
 _KERNEL_TIME = re.compile(r"\[ *[0-9]+\.[0-9]{6}\] ")
 
 

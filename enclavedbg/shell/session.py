@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
 import re
 from collections.abc import Callable, Coroutine, Iterator
@@ -189,9 +190,12 @@ class Session:
             return int(word, 0)
         except ValueError:
             pass
-        address = (await self.symbols()).address(word)
+        symbols = await self.symbols()
+        address = symbols.address(word)
         if address is None:
-            raise CommandError(f"the kernel has no symbol {word!r}; `sym {word[:4]}` lists similar names")
+            near = difflib.get_close_matches(word, symbols.complete(word[:4], limit=2000), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"`sym {word[:4]}` lists similar names"
+            raise CommandError(f"the kernel has no symbol {word!r}; {hint}")
         return address
 
     async def backtrace(self) -> Backtrace:

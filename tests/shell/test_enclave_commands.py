@@ -95,7 +95,9 @@ def test_choosing_live_events(live: Live) -> None:
         live.session.live = before
 
 
-@pytest.mark.parametrize("line", ["pcrs 0", "attest a b c", "vsock nonsense", "console x", "nsm 1 2", "events on a b"])
+@pytest.mark.parametrize(
+    "line", ["pcrs 0", "attest a b c", "vsock nonsense", "console x", "nsm 1 2", "events on a b", "events on nosuch"]
+)
 def test_misuse(live: Live, line: str) -> None:
     with pytest.raises(CommandError):
         live.command(line)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -161,6 +162,24 @@ def test_expressions(stopped: Live) -> None:
         ("10", 10),
     ]:
         assert stopped.call(stopped.session.address(text)) == value
+
+
+def test_a_mistyped_symbol_gets_a_suggestion(live: Live) -> None:
+    with pytest.raises(CommandError, match=r"did you mean do_exit\?"):
+        live.command("break do_exti")
+    with pytest.raises(CommandError, match="lists similar names"):
+        live.command("break zzzz")
+
+
+def test_early_code_is_not_taken_for_a_user_program(stopped: Live) -> None:
+    debug = stopped.enclave.debug
+    before = debug.state()
+    assert before.cpl == 0
+    try:
+        debug.set_state(replace(before, rip=0x1000000))
+        assert "kernel code, before its own page tables" in stopped.command("bt").splitlines()[0]
+    finally:
+        debug.set_state(before)
 
 
 @pytest.mark.parametrize("text", ["", "+", "no_such_symbol_here", "$nope", "start_kernel start_kernel", "0x", "1 2"])

@@ -246,7 +246,7 @@ def completions(live: Live, line: str) -> list[str]:
         ("break start_kernel+$r1", {f"start_kernel+$r1{n}" for n in range(6)}),
         ("help con", {"continue", "console"}),
         ("vsock p", {"packets"}),
-        ("events on nsm", {"nsm.exchange"}),
+        ("events on nsm", {"nsm.exchange", "nsm.pcr"}),
         ("nonsense x", set()),
         ("quit ", set()),
         ("dis ", set()),

@@ -3,10 +3,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from enclavedbg.machine import events as machine_events
 from enclavedbg.machine.events import ConsoleLine, GuestStopped, GuestWarning, Record
 from enclavedbg.machine.verdict import Outcome, Verdict
-from enclavedbg.shell.render import event_line, wanted
+from enclavedbg.nsm import events as nsm_events
+from enclavedbg.shell.render import KINDS, event_line, wanted
 from enclavedbg.shell.text import STYLES, fields, hexdump, joined, lines, plain, size, styled
+from enclavedbg.vsock import events as vsock_events
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,12 @@ def test_a_bad_end_is_red_and_a_good_one_green() -> None:
     for outcome, style in ((Outcome.CLEAN, "good"), (Outcome.PANIC, "bad")):
         assert event_line(Record(1, 0, Verdict(outcome, "x")))[1][0] == style
         assert style in STYLES
+
+
+def test_every_kind_of_event_is_known() -> None:
+    classes = [*vars(machine_events).values(), *vars(nsm_events).values(), *vars(vsock_events).values(), Verdict]
+    kinds = {kind for c in classes if isinstance(c, type) and isinstance(kind := getattr(c, "kind", None), str)}
+    assert kinds == set(KINDS)
 
 
 def test_which_events_are_shown() -> None:
