@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from enclavedbg.eif.format import SectionType
-from enclavedbg.eif.reader import EifImage
+from enclavedbg.eif.format import CRC_OFFSET, MAGIC, SECTION_HEADER, SIGNATURE_MAX_SIZE, SectionType
+from enclavedbg.eif.reader import EifImage, foreign
+from enclavedbg.eif.source import EifSource
+from enclavedbg.eif.walk import MEASURED, Walk, WalkedSection, walk_eif
+from enclavedbg.errors import EifError
+
+if TYPE_CHECKING:
+    from enclavedbg.eif.signature import EifSignature
 
 PCR_SIZE = 48
+CHUNKS_AHEAD = 3
+"""Chunks that wait for the hashing threads while the next one is read."""
+THREADS_FROM = 64 << 10
+"""Bytes from which handing a chunk to a thread costs less than it gains."""
+SIGNATURE_READ_LIMIT = 1 << 20
+"""Bytes of a Signature section that are read: more than the format allows, for describe-eif knows no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,37 +45,132 @@ class Measurements:
         return values
 
 
+class _Registers:
+    """The running hashes behind PCR0, 1 and 2, fed section by section in file order."""
+
+    def __init__(self) -> None:
+        # PCR0 and PCR1 cover the same bytes up to the second ramdisk: these are hashed once.
+        self._boot = hashlib.sha384()
+        self._everything = self._boot
+        self._application = hashlib.sha384()
+        self._ramdisks = 0
+
+    def covering(self, kind: SectionType | None) -> tuple[hashlib._Hash, ...]:
+        """The hashes that the data of the next section goes into: two at most."""
+        if kind is SectionType.RAMDISK:
+            self._ramdisks += 1
+            if self._ramdisks == 1:
+                return (self._boot,)
+            if self._everything is self._boot:
+                self._everything = self._boot.copy()
+            return self._everything, self._application
+        if kind in MEASURED:
+            return (self._boot,) if self._everything is self._boot else (self._everything, self._boot)
+        return ()
+
+    def measurements(self, certificate: bytes | None) -> Measurements:
+        """The registers' final values; `certificate` is the signing certificate's DER."""
+        return Measurements(
+            pcr0=extended(self._everything.digest()),
+            pcr1=extended(self._boot.digest()),
+            pcr2=extended(self._application.digest()),
+            pcr8=None if certificate is None else certificate_pcr(certificate),
+        )
+
+
 def measure(image: EifImage) -> Measurements:
     """Compute the measurements from the image's sections, in file order, as the EIF specification says.
 
     PCR0 covers kernel, command line and all ramdisks; PCR1 the same with the first ramdisk only; PCR2 the later
     ramdisks; PCR8 the DER of the signing certificate.
     """
-    # PCR0 and PCR1 cover the same bytes up to the second ramdisk: these are hashed once.
-    boot = hashlib.sha384()
-    everything = boot
-    application = hashlib.sha384()
-    ramdisks = 0
+    registers = _Registers()
     for section in image.sections:
-        if section.type is SectionType.RAMDISK:
-            ramdisks += 1
-            if ramdisks == 2:
-                everything = boot.copy()
-            if ramdisks > 1:
-                application.update(section.data)
-                everything.update(section.data)
-            else:
-                boot.update(section.data)
-        elif section.type in (SectionType.KERNEL, SectionType.CMDLINE):
-            boot.update(section.data)
-            if everything is not boot:
-                everything.update(section.data)
-    return Measurements(
-        pcr0=extended(everything.digest()),
-        pcr1=extended(boot.digest()),
-        pcr2=extended(application.digest()),
-        pcr8=None if image.certificate is None else certificate_pcr(image.certificate),
-    )
+        for register in registers.covering(section.type):
+            register.update(section.data)
+    return registers.measurements(image.certificate)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one pass over a file gives; `crc32` is that of the bytes the pass went over, `stated_crc32` the header's."""
+
+    measurements: Measurements
+    crc32: int
+    stated_crc32: int
+
+    @property
+    def crc_matches(self) -> bool:
+        """Whether the file is as it was when its header was written."""
+        return self.crc32 == self.stated_crc32
+
+
+def measure_file(source: EifSource, walk: Walk | None = None) -> Measured:
+    """Measure an image of any size in one pass over its bytes, as `nitro-cli describe-eif` does.
+
+    Memory stays at a few megabytes. What lies in a second or later ramdisk goes into PCR0 and PCR2, so it is hashed
+    twice, in two threads. The sections are those that nitro-cli's reader walks over; when `walk.same_measured` is
+    false, a loader may start others. Raises EifError where that reader gives up, and for a Signature section
+    that holds no certificate. Source: README of aws-nitro-enclaves-image-format; EifReader for what is accepted.
+    """
+    walk = walk or walk_eif(source)
+    check_walked(source, walk)
+    registers = _Registers()
+    crc = zlib.crc32(walk.header.raw[:CRC_OFFSET])
+    certificate = None
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        for section in walk.walked.sections:
+            crc = zlib.crc32(source.read(section.offset, SECTION_HEADER.size), crc)
+            hashes = registers.covering(section.type)
+            crc = _update(hashes, (first, second), source.chunks(section.data_offset, section.size), crc)
+            if section.type is SectionType.SIGNATURE:
+                certificate = section_signature(source, section).certificate
+    return Measured(registers.measurements(certificate), crc, walk.header.crc32)
+
+
+def check_walked(source: EifSource, walk: Walk) -> None:
+    """Raises EifError when nitro-cli's reader could not walk over the image to its end."""
+    if walk.walked.refusal is not None:
+        raise walk.walked.refusal.error() if walk.header.magic == MAGIC else EifError(foreign(source.read(0, 512)))
+
+
+def _update(
+    hashes: Sequence[hashlib._Hash],
+    threads: Sequence[ThreadPoolExecutor],
+    chunks: Iterable[bytes | memoryview],
+    crc: int,
+) -> int:
+    """Feed chunks to the hashes, each in a thread of its own, and to the CRC in this one; the new CRC."""
+    pending: deque[Future[None]] = deque()
+    for chunk in chunks:
+        if len(chunk) < THREADS_FROM:
+            while pending:
+                pending.popleft().result()
+            for register in hashes:
+                register.update(chunk)
+        else:
+            pending += [
+                thread.submit(register.update, chunk) for register, thread in zip(hashes, threads, strict=False)
+            ]
+        crc = zlib.crc32(chunk, crc)
+        while len(pending) > CHUNKS_AHEAD * len(hashes):
+            pending.popleft().result()
+    while pending:
+        pending.popleft().result()
+    return crc
+
+
+def section_signature(source: EifSource, section: WalkedSection) -> EifSignature:
+    """Read and parse a Signature section. Raises EifError, also for one of more than SIGNATURE_READ_LIMIT bytes."""
+    # Signed images are few, and these imports cost as much as reading the image.
+    from enclavedbg.eif.signature import read_signature
+
+    if section.size > SIGNATURE_READ_LIMIT:
+        raise EifError(
+            f"a signature of {section.size} bytes, the format allows {SIGNATURE_MAX_SIZE}; sign the image again",
+            offset=section.offset + 4,
+        )
+    return read_signature(source.read(section.data_offset, section.size), offset=section.data_offset)
 
 
 def extended(content: bytes) -> bytes:

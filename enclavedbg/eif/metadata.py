@@ -37,15 +37,15 @@ def build_metadata(
             "OperatingSystem": operating_system,
             "KernelVersion": kernel_version,
         },
-        "DockerInfo": _sorted(docker_info),
-        "CustomMetadata": _sorted(custom),
+        "DockerInfo": sorted_members(docker_info),
+        "CustomMetadata": sorted_members(custom),
     }
 
 
-def _sorted(value: object) -> object:
+def sorted_members(value: object) -> object:
     """The value with the keys of every object in it sorted, as the reference tool's JSON library leaves them."""
     if isinstance(value, Mapping):
-        return {key: _sorted(value[key]) for key in sorted(value)}
+        return {key: sorted_members(value[key]) for key in sorted(value)}
     if isinstance(value, list | tuple):
-        return [_sorted(item) for item in value]
+        return [sorted_members(item) for item in value]
     return value

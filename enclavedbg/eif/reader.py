@@ -107,7 +107,7 @@ def read_eif(source: Path | bytes | memoryview) -> EifImage:
 
     Raises EifError, which says what was found, what was expected and what to do, and has the offset in the file.
     """
-    data = _file_contents(source) if isinstance(source, Path) else memoryview(source).toreadonly().cast("B")
+    data = file_contents(source) if isinstance(source, Path) else memoryview(source).toreadonly().cast("B")
     header = _read_header(data)
     sections = _read_sections(data, header)
     _check_crc(data, header)
@@ -138,7 +138,8 @@ def file_size(data: bytes | memoryview) -> int:
     return header.offsets[-1] + SECTION_HEADER.size + header.sizes[-1]
 
 
-def _file_contents(path: Path) -> memoryview:
+def file_contents(path: Path) -> memoryview:
+    """All of a file, unchecked; a large one is mapped. Raises EifError for what is no readable regular file."""
     try:
         # Not blocking, so that a FIFO given by mistake is refused and not waited for.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -156,7 +157,7 @@ def _file_contents(path: Path) -> memoryview:
 
 def _read_header(data: memoryview) -> EifHeader:
     if bytes(data[: len(MAGIC)]) != MAGIC:
-        raise EifError(_foreign(bytes(data[:512])), offset=0)
+        raise EifError(foreign(bytes(data[:512])), offset=0)
     if len(data) < HEADER_SIZE:
         raise EifError(f"the file has {len(data)} bytes, a header alone has {HEADER_SIZE}; {REBUILD}", offset=len(data))
     _, version, flags, memory, cpus, _, count, *rest = HEADER.unpack_from(data)
@@ -183,7 +184,8 @@ def _read_header(data: memoryview) -> EifHeader:
     return EifHeader(version, flags, memory, cpus, offsets, sizes, crc)
 
 
-def _foreign(start: bytes) -> str:
+def foreign(start: bytes) -> str:
+    """Says what a file is that is no EIF, from its first 512 bytes."""
     what = next((name for magic, name in _FOREIGN_MAGIC.items() if start.startswith(magic)), None)
     if start[257:262] == b"ustar":
         what = "a tar archive (a saved docker image?)"

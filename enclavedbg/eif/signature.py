@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from enclavedbg.errors import EifError
 
-SIGN_AGAIN = "sign the image again with nitro-cli sign-eif"
+SIGN_AGAIN = "sign the image again with enclavedbg eif sign"
 COSE_SIGN1_TAG = 18
 COSE_ALGORITHM = 1
 
-_ALGORITHMS: dict[str, tuple[int, hashes.HashAlgorithm]] = {
+ALGORITHMS: dict[str, tuple[int, hashes.HashAlgorithm]] = {
     "secp256r1": (-7, hashes.SHA256()),
     "secp384r1": (-35, hashes.SHA384()),
     "secp521r1": (-36, hashes.SHA512()),
@@ -70,12 +70,29 @@ def verify_signature(signature: EifSignature, pcr0: bytes, *, at: datetime | Non
     With `at`, an aware datetime, the certificate must be valid then, which run-enclave demands of now. Raises
     EifError that says which check failed. The certificate's issuer is not checked: nobody does.
     """
+    if signed_payload(signature) != payload_for(pcr0):
+        raise EifError(f"the signature is for another image: it does not sign PCR0 {pcr0.hex()}; {SIGN_AGAIN}")
+    certificate = x509.load_der_x509_certificate(signature.certificate)
+    if at is not None and not certificate.not_valid_before_utc <= at <= certificate.not_valid_after_utc:
+        raise EifError(
+            f"the signing certificate is valid from {certificate.not_valid_before_utc:%Y-%m-%d} to "
+            f"{certificate.not_valid_after_utc:%Y-%m-%d}, not on {at:%Y-%m-%d}; {SIGN_AGAIN} and a newer certificate"
+        )
+
+
+def payload_for(pcr0: bytes) -> bytes:
+    """What is signed of an image with this PCR0 (48 bytes)."""
+    return cbor2.dumps({"register_index": 0, "register_value": list(pcr0)})
+
+
+def signed_payload(signature: EifSignature) -> bytes:
+    """What the key of the certificate has signed. Raises EifError when the signature was not made with that key."""
     certificate = x509.load_der_x509_certificate(signature.certificate)
     try:
         key = certificate.public_key()
     except (ValueError, UnsupportedAlgorithm) as error:
         raise EifError(f"the signing certificate's key cannot be read ({_first_line(error)}); {SIGN_AGAIN}") from error
-    algorithm = _ALGORITHMS.get(key.curve.name) if isinstance(key, ec.EllipticCurvePublicKey) else None
+    algorithm = ALGORITHMS.get(key.curve.name) if isinstance(key, ec.EllipticCurvePublicKey) else None
     if not isinstance(key, ec.EllipticCurvePublicKey) or algorithm is None:
         raise EifError("the signing key is not on P-256, P-384 or P-521, others cannot sign images; use such a key")
     protected, payload, raw = _read_cose(signature.cose)
@@ -87,16 +104,29 @@ def verify_signature(signature: EifSignature, pcr0: bytes, *, at: datetime | Non
         raise EifError(f"the signature has {len(raw)} bytes, its key makes {2 * width}; {SIGN_AGAIN}")
     der = utils.encode_dss_signature(int.from_bytes(raw[:width], "big"), int.from_bytes(raw[width:], "big"))
     try:
-        key.verify(der, cbor2.dumps(["Signature1", protected, b"", payload]), ec.ECDSA(algorithm[1]))
+        key.verify(der, _to_be_signed(protected, payload), ec.ECDSA(algorithm[1]))
     except InvalidSignature:
         raise EifError(f"the signature was not made with the key of its certificate; {SIGN_AGAIN}") from None
-    if payload != cbor2.dumps({"register_index": 0, "register_value": list(pcr0)}):
-        raise EifError(f"the signature is for another image: it does not sign PCR0 {pcr0.hex()}; {SIGN_AGAIN}")
-    if at is not None and not certificate.not_valid_before_utc <= at <= certificate.not_valid_after_utc:
-        raise EifError(
-            f"the signing certificate is valid from {certificate.not_valid_before_utc:%Y-%m-%d} to "
-            f"{certificate.not_valid_after_utc:%Y-%m-%d}, not on {at:%Y-%m-%d}; {SIGN_AGAIN} and a newer certificate"
-        )
+    return payload
+
+
+def make_signature(pcr0: bytes, *, key: ec.EllipticCurvePrivateKey, pem: bytes) -> bytes:
+    """The data of a Signature section for `pcr0` (48 bytes); `pem`, the certificate, goes in byte for byte.
+
+    The algorithm follows the key's curve, which must be one of ALGORITHMS. Source: COSE (RFC 9052, section 4.4), and
+    for the arrays of integers where one expects byte strings the reference tool.
+    """
+    algorithm, digest = ALGORITHMS[key.curve.name]
+    protected, payload = cbor2.dumps({COSE_ALGORITHM: algorithm}), payload_for(pcr0)
+    width = (key.curve.key_size + 7) // 8
+    der = key.sign(_to_be_signed(protected, payload), ec.ECDSA(digest))
+    raw = b"".join(number.to_bytes(width, "big") for number in utils.decode_dss_signature(der))
+    cose = cbor2.dumps([protected, {}, payload, raw])
+    return cbor2.dumps([{"signing_certificate": list(pem), "signature": list(cose)}])
+
+
+def _to_be_signed(protected: bytes, payload: bytes) -> bytes:
+    return cbor2.dumps(["Signature1", protected, b"", payload])
 
 
 def _read_cose(data: bytes) -> tuple[bytes, bytes, bytes]:

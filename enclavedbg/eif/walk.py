@@ -144,7 +144,7 @@ class Walk:
     """Both views of a file of `size` bytes, and all that is wrong with its structure.
 
     `walked` is nitro-cli's view, `table` a loader's. The CRC is not looked at here, since that takes all of the
-    file (`enclavedbg.eif.stream.measure_stream` computes it on the way), and neither are sections' contents.
+    file (`enclavedbg.eif.measure_file` computes it on the way), and neither are sections' contents.
     """
 
     size: int

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from enclavedbg.verbs.table import Family
+from enclavedbg.verbs.table import Family, Verb
 
 FAMILY = Family(
     "eif",
     "work with enclave image files",
     (
-        # Each line comes with its module.
+        Verb("describe", "sections, measurements, signature, metadata", "enclavedbg.verbs.eif.describe"),
+        Verb("measure", "PCR0, PCR1, PCR2 and PCR8, as the enclave will have them", "enclavedbg.verbs.eif.measure"),
+        Verb("ls", "sections, and the files in the ramdisks", "enclavedbg.verbs.eif.ls"),
+        Verb("cat", "print a section or a file of a ramdisk", "enclavedbg.verbs.eif.cat"),
+        Verb("extract", "sections as files and ramdisks as folders", "enclavedbg.verbs.eif.extract"),
+        Verb("sign", "add a signature, or replace it", "enclavedbg.verbs.eif.sign"),
     ),
     (
         "enclavedbg eif describe app.eif       sections, measurements, signature",

@@ -1,0 +1,31 @@
+"""`enclavedbg eif measure FILE`: PCR0, PCR1, PCR2, and PCR8 of a signed image."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from enclavedbg.eif.describe import measurements_json
+from enclavedbg.eif.measure import measure_file
+from enclavedbg.eif.source import open_source
+from enclavedbg.eif.walk import walk_eif
+from enclavedbg.verbs.eif.output import measuring_warnings, print_json, print_measurements, warn
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """FILE and --json."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="the enclave image")
+    parser.add_argument("--json", action="store_true", help="as nitro-cli build-enclave prints them")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the measurements; 0."""
+    with open_source(options.file) as source:
+        walk = walk_eif(source)
+        measured = measure_file(source, walk)
+    warn(measuring_warnings(walk, measured))
+    if options.json:
+        print_json({"Measurements": measurements_json(measured.measurements)})
+    else:
+        print_measurements(measured.measurements)
+    return 0

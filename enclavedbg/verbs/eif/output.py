@@ -1,0 +1,53 @@
+"""What the verbs on images have in common: JSON as nitro-cli prints it, warnings, text that is safe to show."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+
+from enclavedbg.eif.measure import Measured, Measurements
+from enclavedbg.eif.walk import Walk
+
+
+def print_json(value: object) -> None:
+    """Two spaces of indentation, and characters as they are where standard output can show them."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2)
+    print(text)
+
+
+def print_measurements(measurements: Measurements) -> None:
+    """A line for each PCR."""
+    for index, value in measurements.as_mapping().items():
+        print(f"PCR{index}: {value.hex()}")
+
+
+def warn(messages: Iterable[str]) -> None:
+    """A line for each on standard error."""
+    for message in messages:
+        print(f"enclavedbg: warning: {safe(message)}", file=sys.stderr)
+
+
+def measuring_warnings(walk: Walk, measured: Measured) -> list[str]:
+    """Reasons not to trust measurements, though nitro-cli gives the same."""
+    found = []
+    if not measured.crc_matches:
+        found.append(
+            f"the CRC-32 of the contents is {measured.crc32:08x}, the header says {measured.stated_crc32:08x}: "
+            "the image was damaged or changed after it was built"
+        )
+    if not walk.same_measured:
+        found.append(
+            "the header's table leads a loader to other sections than those measured here (and by nitro-cli): "
+            "what starts may be something else, if it starts"
+        )
+    return found
+
+
+def safe(text: str) -> str:
+    """The text with what a terminal would act on made visible."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
