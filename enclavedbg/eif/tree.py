@@ -19,8 +19,8 @@ COMPONENT_MAX = 255
 PATH_MAX = 4096
 LINKS_MAX = 40
 """Symbolic links that Linux follows in one path."""
-DEPTH_MAX = 1024
-"""Directories in one another; Linux has no limit, paths of 4096 bytes reach 2048."""
+DEPTH_MAX = 256
+"""Directories in one another; Linux has no limit, images have some 40."""
 STEPS_PER_ENTRY = 200
 """Path components that may be walked per entry on average; images need some ten."""
 
@@ -81,15 +81,17 @@ class Tree:
     """A root file system; `problems` says what of the ramdisks did not get into it.
 
     With `kernel`, it starts as the default initramfs built into every kernel leaves it: /dev, /dev/console, /root.
+    With `parents`, directories that entries need are made for them, which the kernel does not.
     """
 
-    def __init__(self, *, kernel: bool = True) -> None:
+    def __init__(self, *, kernel: bool = True, parents: bool = False) -> None:
         self.root = Node(stat.S_IFDIR | 0o755)
         self.root.parent = self.root
         self.problems: list[Passed] = []
         self._links: dict[tuple[int, int, int, int], str] = {}
         self._scope: tuple[int, int] = (0, 0)
         self._steps = 1_000_000
+        self._parents = parents
         if kernel:
             # Linux usr/default_cpio_list.
             dev = _add(self.root, "dev", Node(stat.S_IFDIR | 0o755))
@@ -232,13 +234,13 @@ class Tree:
             return node, "", why
         if len(_raw(name)) > COMPONENT_MAX:
             return None, "", f"a name of more than {COMPONENT_MAX} bytes"
-        node, why = self._resolve(head or "/", follow=True, root=self.root)
+        node, why = self._resolve(head or "/", follow=True, root=self.root, make=self._parents)
         if node is not None and not node.is_directory:
             return None, "", f"{head[:60]!r} is not a directory"
         return node, name, why
 
-    def _resolve(self, path: str, *, follow: bool, root: Node) -> tuple[Node | None, str]:
-        """Walk a path from `root`; the node, or None and why not."""
+    def _resolve(self, path: str, *, follow: bool, root: Node, make: bool = False) -> tuple[Node | None, str]:
+        """Walk a path from `root`; the node, or None and why not. With `make`, missing directories are made."""
         node = root
         pending = [part for part in reversed(path.split("/")) if part and part != "."]
         must_be_directory = path.endswith("/")
@@ -254,6 +256,10 @@ class Tree:
                 node = node if node is root else node.parent or root
                 continue
             child = node.children.get(part)
+            if child is None and make and node.depth < DEPTH_MAX and len(_raw(part)) <= COMPONENT_MAX:
+                # Costs as much as many steps, so that names of many parts cannot fill the memory.
+                self._steps -= STEPS_PER_ENTRY // 4
+                child = _add(node, part, Node(stat.S_IFDIR | 0o755, links=2, depth=node.depth + 1))
             if child is None:
                 return None, f"there is no {part[:60]!r}"
             if child.is_symlink and (pending or follow or must_be_directory):
@@ -319,6 +325,15 @@ def build_tree(ramdisks: Iterable[Ramdisk], *, kernel: bool = True) -> Tree:
         tree.problems += [
             Passed(None, f"ramdisk {ramdisk.index}: {what}; Linux passes over it") for what in ramdisk.skipped
         ]
+    return tree
+
+
+def tree_of(ramdisk: Ramdisk) -> Tree:
+    """The files of one ramdisk by itself: without the kernel's own, and with the directories that others bring."""
+    tree = Tree(kernel=False, parents=True)
+    for entry in ramdisk.entries:
+        tree.add(entry)
+    tree.problems += [Passed(None, f"ramdisk {ramdisk.index}: {what}") for what in ramdisk.skipped]
     return tree
 
 

@@ -64,7 +64,8 @@ class Family:
         module = cast(VerbModule, importlib.import_module(verb.module))
         parser = _Parser(prog=f"enclavedbg {self.word} {verb.name}", description=verb.summary, allow_abbrev=False)
         module.add_arguments(parser)
-        return module.run(parser.parse_args(arguments[1:]))
+        # Intermixed, so that an option may stand before an argument that can be left out.
+        return module.run(parser.parse_intermixed_args(arguments[1:]))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -13,6 +13,7 @@ FAMILY = Family(
         Verb("ls", "sections, and the files in the ramdisks", "enclavedbg.verbs.eif.ls"),
         Verb("cat", "print a section or a file of a ramdisk", "enclavedbg.verbs.eif.cat"),
         Verb("extract", "sections as files and ramdisks as folders", "enclavedbg.verbs.eif.extract"),
+        Verb("diff", "what differs, and which PCRs that moves", "enclavedbg.verbs.eif.diff"),
         Verb("sign", "add a signature, or replace it", "enclavedbg.verbs.eif.sign"),
     ),
     (
