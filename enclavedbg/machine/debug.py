@@ -220,21 +220,22 @@ class DebugTarget:
             self._vcpu.held = bool(self._holders)
             mine_b = [a for a, owners in self._breakpoints.items() if owner in owners]
             mine_w = [w for w, owners in self._watchpoints.items() if owner in owners]
+            # Off the list at once, so that what the same owner sets next is not taken away with them.
+            for address in mine_b:
+                self._drop(self._breakpoints, address, owner, all_of_them=True)
+            for watchpoint in mine_w:
+                self._drop(self._watchpoints, watchpoint, owner, all_of_them=True)
         if not mine_b and not mine_w:
             return
 
         def clear() -> None:
             with self._lock:
-                for address in mine_b:
-                    self._drop(self._breakpoints, address, owner, all_of_them=True)
-                for watchpoint in mine_w:
-                    self._drop(self._watchpoints, watchpoint, owner, all_of_them=True)
                 self._plant()
                 self._vcpu.engine.set_watchpoints(tuple(self._watchpoints))
 
         if self.running:
             self._vcpu.post(clear)
-        else:
+        elif self._vcpu.verdict is None:
             clear()
 
     @staticmethod

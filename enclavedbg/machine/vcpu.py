@@ -77,6 +77,7 @@ class VirtualCpu:
         self._stop_words = "interrupted"
         self._closing = False
         self._ending: Verdict | None = None
+        self._decision: Callable[[int], Verdict] | None = None
         self._deaf_since: int | None = None
         self._deaf_at_taken = -1
         self._lines_seen = -1
@@ -126,26 +127,14 @@ class VirtualCpu:
 
     def end(self, verdict: Verdict) -> None:
         """End the run from outside (time is up, the user leaves), whatever the guest does."""
-        with self._changed:
-            if self._ending is None:
-                self._ending = verdict
-            self._commands.append("end")
-            self._changed.notify_all()
-        self._alarm.ring()
+        self.end_with(lambda _rip: verdict)
 
     def end_with(self, verdict: Callable[[int], Verdict]) -> None:
         """End the run from outside with a verdict that is told the instruction pointer."""
-
-        def decide() -> None:
-            if self._ending is None:
-                self._ending = verdict(self.engine.save_state().rip)
-
         with self._changed:
-            if self.state is RunState.RUNNING:
-                self._work.append(decide)
-            else:
-                decide()
-                self._commands.append("end")
+            if self._decision is None:
+                self._decision = verdict
+            self._commands.append("end")
             self._changed.notify_all()
         self._alarm.ring()
 
@@ -167,11 +156,13 @@ class VirtualCpu:
 
     def _command(self, command: str) -> None:
         with self._changed:
+            if self.state is not RunState.STOPPED:
+                # Somebody else was quicker: one stop must not be answered by two runs.
+                return
             # A stop asked for before this command concerned the run before it.
             self._stop_wanted = self._closing
             self._commands.append(command)
-            if self.state is RunState.STOPPED:
-                self.state = RunState.RUNNING
+            self.state = RunState.RUNNING
             self._changed.notify_all()
 
     # ---- the guest's way out: called on the vCPU thread, inside an access ----
@@ -201,6 +192,7 @@ class VirtualCpu:
             if self.state is RunState.ENDED:
                 continue
             if command == "end" or self._ending is not None:
+                self._decide()
                 self._finish(self._ending)
                 continue
             try:
@@ -225,7 +217,7 @@ class VirtualCpu:
     def _run_until_stop(self) -> CpuStop:
         while not self._stop_wanted:
             self._do_work()
-            if self._ending is not None:
+            if self._decide():
                 return Interrupted()
             self._board.pit.tick()
             if not self._alarm.enter(self._seconds_to_look()):
@@ -245,13 +237,20 @@ class VirtualCpu:
 
     def _step(self) -> CpuStop:
         """One instruction; a CPU in HLT is first left to wait for what wakes it."""
+        self._do_work()
         stop = self.engine.step()
-        while stop == Halted(interruptible=True) and not self._stop_wanted and self._ending is None:
+        while stop == Halted(interruptible=True) and not self._stop_wanted and not self._decide():
             self._do_work()
             self._board.pit.tick()
             self._idle()
             stop = self.engine.step()
         return stop
+
+    def _decide(self) -> bool:
+        """Whether it is decided how the run ends; the word of one outside counts when the guest has not ended it."""
+        if self._ending is None and self._decision is not None:
+            self._ending = self._decision(self.engine.save_state().rip)
+        return self._ending is not None
 
     def _do_work(self) -> None:
         while self._work:
@@ -268,7 +267,8 @@ class VirtualCpu:
     def _idle(self) -> None:
         """The CPU waits in HLT: sleep until the timer, a device or a person wants something."""
         with self._changed:
-            if not self._work and not self._stop_wanted and self._board.pic.pending() is None:
+            called = self._work or self._stop_wanted or self._decision is not None
+            if not called and self._board.pic.pending() is None:
                 self._changed.wait(self._seconds_to_event())
 
     def _look_for_life(self) -> None:

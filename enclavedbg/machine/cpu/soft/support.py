@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from ctypes import c_void_p
+from dataclasses import dataclass
 from typing import Protocol
 
 from enclavedbg.errors import GuestFault, MachineError
@@ -114,15 +115,27 @@ class NativeSupport:
         self._dll.enclavedbg_detach(ctypes.byref(self._shared))
 
 
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A part of a watched range within one page: virtual and physical address, bytes."""
+
+    address: int
+    gpa: int
+    length: int
+
+
 class PythonSupport:
-    """The same in Python: slower, and a watchpoint stops at the end of the block that touched it."""
+    """The same in Python: slower, and a watchpoint stops at the end of the block that touched it.
+
+    It watches the physical memory where its range lay when it was set, so through every mapping of it.
+    """
 
     def __init__(self, core: UnicornCore, memory: GuestMemory) -> None:
         self._core = core
         self._memory = memory
         self._delivery = PythonDelivery(core, memory)
         self._debug_stop = False
-        self._watchpoints: tuple[Watchpoint, ...] = ()
+        self._places: dict[Watchpoint, list[_Piece]] = {}
         self._watch_hooks: list[int] = []
         self._hit: tuple[Watchpoint, int] | None = None
         contain(core.lib)
@@ -170,29 +183,42 @@ class PythonSupport:
 
     def set_watchpoints(self, watchpoints: tuple[Watchpoint, ...]) -> None:
         core = self._core
+        # All are looked up before anything changes; one that stays keeps its place, mapped just now or not.
+        places = {watch: self._places.get(watch) or self._pieces(watch) for watch in watchpoints}
         for handle in self._watch_hooks:
             core.lib.uc_hook_del(core.uc, handle)
         self._watch_hooks.clear()
-        self._watchpoints = watchpoints
-        for watch in watchpoints:
-            try:
-                gpa = live_translate(core, self._memory, watch.address).gpa
-            except GuestFault as fault:
-                raise MachineError(f"cannot watch {watch.address:#x}: {fault}; watch it once it is mapped") from fault
-            hook = uc.MemoryHook(self._toucher(watch))
+        self._places = places
+        for watch, pieces in places.items():
             kind = {at.BP_MEM_WRITE: uc.HOOK_MEM_WRITE, at.BP_MEM_READ: uc.HOOK_MEM_READ}.get(
                 _ACCESS[watch.kind], uc.HOOK_MEM_READ | uc.HOOK_MEM_WRITE
             )
-            # An access that begins up to 15 bytes before may reach into the range.
-            self._watch_hooks.append(
-                core.add_hook(kind, hook, begin=max(0, gpa - 15), end=gpa + watch.length - 1)
-            )
+            for piece in pieces:
+                hook = uc.MemoryHook(self._toucher(watch, piece))
+                # An access that begins up to 15 bytes before may reach into the range.
+                begin, end = max(0, piece.gpa - 15), piece.gpa + piece.length - 1
+                self._watch_hooks.append(core.add_hook(kind, hook, begin=begin, end=end))
         core.lib.tb_flush(core.cpu)
 
-    def _toucher(self, watch: Watchpoint) -> Callable[[int, int, int, int, int, int], None]:
-        def touched(_uc: int, _kind: int, address: int, size: int, _value: int, _user: int) -> None:
-            if address < watch.address + watch.length and watch.address < address + size and self._hit is None:
-                self._hit = (watch, max(address, watch.address))
+    def _pieces(self, watch: Watchpoint) -> list[_Piece]:
+        """Where a watched range lies in physical memory, page by page."""
+        pieces: list[_Piece] = []
+        done = 0
+        while done < watch.length:
+            address = watch.address + done
+            try:
+                page = live_translate(self._core, self._memory, address)
+            except GuestFault as fault:
+                raise MachineError(f"cannot watch {address:#x}: {fault}; watch it once it is mapped") from fault
+            length = min(page.remaining, watch.length - done)
+            pieces.append(_Piece(address, page.gpa, length))
+            done += length
+        return pieces
+
+    def _toucher(self, watch: Watchpoint, piece: _Piece) -> Callable[[int, int, int, int, int, int], None]:
+        def touched(_uc: int, _kind: int, gpa: int, size: int, _value: int, _user: int) -> None:
+            if gpa < piece.gpa + piece.length and piece.gpa < gpa + size and self._hit is None:
+                self._hit = (watch, piece.address + max(0, gpa - piece.gpa))
                 self._core.stop()
 
         return touched
