@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from enclavedbg.errors import GuestFault
-from enclavedbg.machine.cpu.state import CR0_PG, CR4_LA57, CR4_PAE, EFER_LMA
+from enclavedbg.machine.cpu.state import CR0_PG, CR4_LA57, CR4_PAE, CR4_PSE, EFER_LMA
 
 PRESENT = 1 << 0
 WRITABLE = 1 << 1
@@ -63,7 +63,8 @@ def translate(registers: PagingRegisters, va: int, *, read_u64: ReadWord, read_u
         return _walk(registers.cr3 & _ADDRESS, va, levels, read_u64)
     if registers.cr4 & CR4_PAE:
         return _walk_pae(registers.cr3 & 0xFFFF_FFE0, va & 0xFFFF_FFFF, read_u64)
-    return _walk_32(registers.cr3 & 0xFFFF_F000, va & 0xFFFF_FFFF, read_u32)
+    large = bool(registers.cr4 & CR4_PSE)
+    return _walk_32(registers.cr3 & 0xFFFF_F000, va & 0xFFFF_FFFF, read_u32, large=large)
 
 
 def _missing(va: int, level: str, entry: int) -> GuestFault:
@@ -96,11 +97,11 @@ def _walk_pae(table: int, va: int, read_u64: ReadWord) -> Translation:
     return _walk(entry & _ADDRESS, va, 2, read_u64)
 
 
-def _walk_32(table: int, va: int, read_u32: ReadWord) -> Translation:
+def _walk_32(table: int, va: int, read_u32: ReadWord, *, large: bool) -> Translation:
     entry = read_u32(table + 4 * (va >> 22))
     if not entry & PRESENT:
         raise _missing(va, "PDE", entry)
-    if entry & LARGE:
+    if large and entry & LARGE:
         base = (entry & 0xFFC0_0000) | (entry >> 13 & 0xFF) << 32
         return Translation(base | (va & 0x3F_FFFF), 1 << 22, bool(entry & WRITABLE), bool(entry & USER), True)
     leaf = read_u32((entry & 0xFFFF_F000) + 4 * (va >> 12 & 1023))

@@ -20,6 +20,7 @@ RFLAGS_IF = 1 << 9
 RFLAGS_TF = 1 << 8
 CR0_PE = 1 << 0
 CR0_PG = 1 << 31
+CR4_PSE = 1 << 4
 CR4_PAE = 1 << 5
 CR4_LA57 = 1 << 12
 EFER_LME = 1 << 8
