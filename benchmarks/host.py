@@ -52,4 +52,4 @@ def _system() -> str:
         name = platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
     except OSError:
         name = platform.system()
-    return f"{name}, {platform.system()} {platform.release()}"
+    return f"{name}, {platform.system()} {platform.release().split('-')[0]}"
