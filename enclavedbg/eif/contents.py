@@ -47,8 +47,12 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """An image's sections in the order in which they are measured; `notes` say what a reader should know of them."""
+    """An image's sections in the order in which they are measured; `notes` say what a reader should know of them.
 
+    `origin` is the file, or the same as `data`.
+    """
+
+    origin: Path | memoryview
     data: memoryview
     walk: Walk
     sections: tuple[Section, ...]
@@ -98,7 +102,7 @@ def open_contents(source: Path | bytes | memoryview) -> Contents:
         seen[found.type] += 1
         body = data[found.data_offset : found.end]
         sections.append(Section(_name(found.type, count), found.type, found.offset, body, _pcrs(found.type, count)))
-    return Contents(data, walk, tuple(sections), tuple(notes))
+    return Contents(source if isinstance(source, Path) else data, data, walk, tuple(sections), tuple(notes))
 
 
 def _name(kind: SectionType, count: int) -> str:

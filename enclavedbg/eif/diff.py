@@ -52,7 +52,7 @@ def diff(old: Contents, new: Contents, *, limits: Limits = DEFAULT_LIMITS) -> Co
 
     Ramdisks with equal bytes are not looked into; of others, both are gone through once, file by file.
     """
-    before, after = (measure_file(open_source(image.data), image.walk).measurements for image in (old, new))
+    before, after = _measure(old), _measure(new)
     moved = _moved(before, after)
     found = [
         replace(difference, pcrs=tuple(pcr for pcr in difference.pcrs if pcr in moved))
@@ -62,6 +62,12 @@ def diff(old: Contents, new: Contents, *, limits: Limits = DEFAULT_LIMITS) -> Co
         at = first_difference(old.data, new.data)
         found = [Difference("file", "content", f"{len(old.data)} bytes", f"{len(new.data)} bytes, from {at:#x} on")]
     return Comparison(tuple(found), before, after)
+
+
+def _measure(image: Contents) -> Measurements:
+    # From the file where there is one: through the mapping all of it would count as our memory.
+    with open_source(image.origin) as source:
+        return measure_file(source, image.walk).measurements
 
 
 def _moved(old: Measurements, new: Measurements) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enclavedbg.eif.archives import Archive, Entry, Limits, Ramdisk, read_ramdisk
 from enclavedbg.eif.difference import Difference, Value
 from enclavedbg.eif.records import kind_of, permissions
+from enclavedbg.eif.streams import Release
 from enclavedbg.errors import EifError
 
 _Key = tuple[str, int]
@@ -57,10 +58,13 @@ def first_difference(old: memoryview, new: memoryview) -> int:
     """The first byte in which the two differ; the shorter one's length when it is the other's beginning."""
     step = 1 << 16
     length = min(len(old), len(new))
+    releases = Release(old), Release(new)
     for start in range(0, length, step):
         one, other = bytes(old[start : start + step]), bytes(new[start : start + step])
         if one != other:
             return start + next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
+        for release in releases:
+            release.passed(step)
     return length
 
 

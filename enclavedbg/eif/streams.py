@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -17,7 +18,29 @@ PIECE = 1 << 20
 ZSTD_WINDOW_MAX = 1 << 27
 """Linux lib/decompress_unzstd.c takes no larger window."""
 
+RELEASE_EACH = 32 << 20
+"""Bytes after which the pages of a mapped file that were gone through are given back."""
+
 _FEED = 128 << 10
+
+
+class Release:
+    """Counts bytes gone through, and now and then gives back the pages of the mapped file that `view` is of, if it is.
+
+    Without it, a large file that is read once from beginning to end would all count as this process's memory.
+    """
+
+    def __init__(self, view: memoryview) -> None:
+        self._mapping = view.obj if isinstance(view.obj, mmap.mmap) else None
+        self._passed = 0
+
+    def passed(self, size: int) -> None:
+        """`size` more bytes were gone through."""
+        self._passed += size
+        if self._mapping is not None and self._passed >= RELEASE_EACH:
+            self._passed = 0
+            # Only a hint for pages that are the file's anyway: what is still needed comes back by itself.
+            self._mapping.madvise(mmap.MADV_DONTNEED)
 
 
 class _Incremental(Protocol):
@@ -55,8 +78,10 @@ class CompressedStream:
 
     def __iter__(self) -> Iterator[bytes]:
         total = 0
+        release = Release(self._view)
         for piece in _FORMATS[self.format](self):
             total += len(piece)
+            release.passed(len(piece))
             if total > self.limit:
                 raise EifError(
                     f"{self.format} data unpacks to more than the {self.limit} bytes that it may; "
@@ -207,12 +232,14 @@ class Window:
 
     def pieces(self, size: int) -> Iterator[memoryview]:
         """The next `size` bytes in pieces of bounded size, fewer at the end only."""
+        release = Release(self._piece)
         while size and self._more():
             piece = self._piece[self._at : self._at + min(size, PIECE)]
             self._at += len(piece)
             self.position += len(piece)
             size -= len(piece)
             yield piece
+            release.passed(len(piece))
 
     def skip(self, size: int) -> int:
         """Pass over `size` bytes; how many there were."""

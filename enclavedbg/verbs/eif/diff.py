@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -32,11 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    comparison = diff(_open(options.old), _open(options.new), limits=limits_from(options))
+    old, new = _open(options.old), _open(options.new)
+    comparison = diff(old, new, limits=limits_from(options))
     if options.json:
         print(json.dumps(record(comparison), indent=2))
     else:
         print("\n".join(lines(comparison, limit=None if options.all else LINES_SHOWN)))
+    for path, image in ((options.old, old), (options.new, new)):
+        for note in image.notes:
+            print(f"note: {shown(str(path))}: {note}", file=sys.stderr)
     return 0 if (comparison.same_measured if options.measured else comparison.same) else 1
 
 
