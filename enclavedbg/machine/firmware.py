@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from enclavedbg.eif import EifImage, Measurements, file_size, measure, read_eif
+from enclavedbg.eif.bzimage import BzImage, UnpackedKernel, parse_bzimage, unpack_kernel
 from enclavedbg.eif.format import HEADER_SIZE
 from enclavedbg.eif.ramdisk import unpacked_size
 from enclavedbg.errors import EifError, GuestFault, MachineError
 from enclavedbg.machine.boot.acpi import VirtioWindow, build_tables
 from enclavedbg.machine.boot.bootparams import Placement, boot_params, memory_map
-from enclavedbg.machine.boot.bzimage import BzImage, UnpackedKernel, parse_bzimage, unpack_kernel
 from enclavedbg.machine.boot.cpustate import entry_state
 from enclavedbg.machine.boot.elf import KernelElf, check_fit, load_kernel, parse_kernel_elf
 from enclavedbg.machine.boot.placement import memory_needed, place_initrd, too_little_memory

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import enclavedbg
+from enclavedbg.eif.bzimage import parse_bzimage, unpack_kernel
 from enclavedbg.kernel.btf import Btf
 from enclavedbg.kernel.image import KernelImage
 from enclavedbg.kernel.log import LogRecord, read_log
@@ -19,7 +20,6 @@ from enclavedbg.kernel.orc import OrcLayout, OrcTable
 from enclavedbg.kernel.symbolfile import build
 from enclavedbg.kernel.symbols import KernelSymbols
 from enclavedbg.kernel.unwind import Backtrace, backtrace
-from enclavedbg.machine.boot.bzimage import parse_bzimage, unpack_kernel
 from enclavedbg.machine.enclave import Enclave, EnclaveConfig
 
 DATA = Path(enclavedbg.__file__).parent / "data"

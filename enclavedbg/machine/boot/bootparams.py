@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from enclavedbg.machine.boot.bzimage import HEADER_OFFSET, SetupHeader
+from enclavedbg.eif.bzimage import HEADER_OFFSET, SetupHeader
 from enclavedbg.machine.layout import HIGH_MEMORY, LOW_RAM_END
 from enclavedbg.machine.memory import RamRegion
 

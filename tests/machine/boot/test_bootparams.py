@@ -7,8 +7,8 @@ import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from enclavedbg.eif.bzimage import parse_bzimage
 from enclavedbg.machine.boot.bootparams import E820Entry, E820Type, Placement, boot_params, memory_map
-from enclavedbg.machine.boot.bzimage import parse_bzimage
 from enclavedbg.machine.boot.placement import HEADROOM, memory_needed, place_initrd, too_little_memory
 from enclavedbg.machine.memory import RamRegion
 from tests.machine.boot.kernels import bzimage

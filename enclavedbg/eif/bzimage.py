@@ -1,4 +1,4 @@
-"""A bzImage: its setup header, and the kernel proper that it carries compressed.
+"""A bzImage of x86_64: its setup header, and the kernel proper that it carries compressed.
 
 Source: Linux Documentation/arch/x86/boot.rst. The payload is unpacked here, on the host, and entered directly:
 the image's own unpacker would take seconds on a software CPU.
@@ -106,7 +106,7 @@ def parse_bzimage(kernel: bytes | memoryview) -> BzImage:
 def _check_kind(view: memoryview) -> None:
     """Tell a bzImage from all that people put in its place."""
     if bytes(view[0x38:0x3C]) == ARM64_MAGIC:
-        raise EifError(f"the kernel is an arm64 Image, this machine is x86_64; {BUILD_BZIMAGE}")
+        raise EifError(f"the kernel is an arm64 Image, expected one for x86_64; {BUILD_BZIMAGE}")
     if bytes(view[:4]) == ELF_MAGIC:
         raise EifError("the kernel is an ELF file (vmlinux), an enclave boots a bzImage; use arch/x86/boot/bzImage")
     if len(view) < 0x268 or bytes(view[0x202:0x206]) != b"HdrS" or bytes(view[0x1FE:0x200]) != b"\x55\xaa":
