@@ -7,13 +7,14 @@ INPUTS := pyproject.toml setup.py $(wildcard enclavedbg/machine/cpu/soft/native.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench stress clean
+.PHONY: help demo test lint bench fuzz stress clean
 
 help:
 	@echo "make demo    boot the demo enclave: a live shell, or a tour without a terminal"
 	@echo "make test    run the tests"
 	@echo "make lint    run ruff and mypy"
 	@echo "make bench   measure the figures of docs/benchmarks.md"
+	@echo "make fuzz    feed damaged images to all that reads them, 50 minutes; ARGS=\"image --seconds 60\" less"
 	@echo "make stress  run the long stress image on the software CPU, repeatedly"
 	@echo "make clean   remove the virtual environment and everything that was built"
 	@echo
@@ -31,6 +32,9 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks $(ARGS)
+
+fuzz: $(VENV)/.installed-fuzz
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 stress: $(VENV)/.installed-test
 	$(BIN)/python -m tests.stress $(ARGS)

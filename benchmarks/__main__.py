@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
-from benchmarks import attest, boot, debugger, echo, footprint, host, output
+from benchmarks import attest, boot, debugger, echo, eif, footprint, host, output
 from benchmarks.harness import Context, Progress, Report
 from benchmarks.process import Failed
 from enclavedbg.errors import EnclaveDbgError
@@ -24,6 +24,8 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Context], None]]] = {
     "memory": ("the process's memory besides the guest's RAM", footprint.memory),
     "gdb": ("from connecting to a backtrace with names", debugger.gdb),
     "attest": ("the secure module's documents, against bare signatures", attest.attest),
+    "eif-measure": ("measurements of a 1 GiB image, against bare SHA-384", eif.measure),
+    "eif-ls": ("files of a 300 MB gzip ramdisk, against zlib", eif.listing),
     "vsock": ("echo through the guest, against a plain echo server", echo.vsock),
 }
 

@@ -141,6 +141,14 @@ def test_certificate_forms() -> None:
     assert info.valid_at(SINCE) and not info.valid_at(SINCE.replace(year=2024))
 
 
+def test_certificates_of_keys_that_nobody_knows() -> None:
+    """Found by fuzzing: the curve's number changed in a certificate that is otherwise whole."""
+    der = SIGNING.der
+    p384 = bytes.fromhex("06052b81040022")
+    with pytest.raises(EifError, match="certificate cannot be read"):
+        certificate_info(der.replace(p384, p384[:-1] + b"\x7f"))
+
+
 def test_measuring_in_threads_is_measuring() -> None:
     big = bytes(range(251)) * 5000
     sections = [(KERNEL, big), (METADATA, b"null"), (RAMDISK, big[1:]), (CMDLINE, b"c"), (RAMDISK, big[2:])]
