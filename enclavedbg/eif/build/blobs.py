@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import posixpath
 import re
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ class FolderBlobs:
 
     def find(self, path: str) -> memoryview | None:
         file = self.folder.joinpath(*split_path(path))
-        return read_input(file, what="the file") if file.exists() else None
+        # Neither raises for a name that is too long.
+        return read_input(file, what="the file") if os.path.lexists(file) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class ArchiveBlobs:
 def open_blobs(path: Path, *, limit: int) -> Blobs:
     """The files of the image in a folder or archive (plain, gzip, zstd), of at most `limit` bytes unpacked."""
     name = path.name or str(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return FolderBlobs(path, name)
     data = uncompressed(read_input(path, what="the container image"), limit=limit, what=name)
     members = {"/".join(split_path(member.name)): member for member in read_members(data, what=name)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,7 +89,8 @@ def gather_boot(
     if with_ramdisk:
         ramdisk = _first_ramdisk(base, init, nsm, architecture, notes, mtime=mtime)
     system, version = _kernel_name(kernel_config, image, base if kernel is None else None)
-    name = kernel.name if kernel is not None else None
+    # The same string in every locale.
+    name = os.fsencode(kernel.name).decode("utf-8", "surrogateescape") if kernel is not None else None
     if source is not None and base is not None and base.metadata is not None:
         stated = base.metadata.get("ImageName")
         name = stated if isinstance(stated, str) else name

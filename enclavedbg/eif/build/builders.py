@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -57,7 +58,7 @@ def build_from_parts(output: Path, *, boot: Boot, ramdisks: Sequence[Path], abou
     if not parts:
         raise EifError("an image needs a ramdisk; name one with --ramdisk, or give --root or --container")
     about = about or About()
-    return _write(output, boot, parts, about, name=boot.image_name or DEFAULT_NAME)
+    return _write(output, boot, parts, about, name=_readable(boot.image_name or DEFAULT_NAME))
 
 
 def build_from_folder(
@@ -75,7 +76,7 @@ def build_from_folder(
     The name is by default that of the command's program, the version 1.0. Raises EifError.
     """
     about = about or About()
-    if output.resolve().is_relative_to(root.resolve()):
+    if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(root)):
         raise EifError(f"{output} lies in the root folder {root}, and would be in the next image; name another place")
     tree, notes = read_folder(root, keep_modes=keep_modes)
     second = application_ramdisk(
@@ -123,7 +124,15 @@ def _behind(boot: Boot, ramdisk: Contents) -> list[Contents]:
 
 
 def _program_name(command: Sequence[str]) -> str:
-    return PurePosixPath(command[0]).name or DEFAULT_NAME
+    return _readable(PurePosixPath(command[0]).name) or DEFAULT_NAME
+
+
+def _readable(name: str) -> str:
+    """A file's name in UTF-8, as metadata must be, whatever bytes it has."""
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:
+        return DEFAULT_NAME
 
 
 def _write(

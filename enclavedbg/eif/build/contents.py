@@ -76,10 +76,11 @@ def read_input(path: Path, *, what: str, limit: int | None = None) -> memoryview
     try:
         # Not blocking, so that a FIFO given by mistake is refused and not waited for.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(descriptor)
+            raise EifError(f"{what} {path} is not a regular file; name a file")
         with open(descriptor, "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise EifError(f"{what} {path} is not a regular file; name a file")
             if limit is not None and status.st_size > limit:
                 raise EifError(f"{what} {path} has {status.st_size} bytes, at most {limit} are allowed")
             if status.st_size >= MAPPED_FROM:

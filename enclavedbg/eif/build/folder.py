@@ -22,7 +22,7 @@ def read_folder(path: Path, *, keep_modes: bool = False) -> tuple[Tree, list[str
     """
     tree = Tree()
     notes = []
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise EifError(f"the root folder {path} is not a folder; name one that holds the enclave's files")
     waiting = [(path, "")]
     while waiting:

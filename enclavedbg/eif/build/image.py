@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -98,7 +99,7 @@ def _write_sections(file: BinaryIO, sections: Sequence[tuple[SectionType, Conten
 def ramdisk_file(path: Path) -> Contents:
     """A finished ramdisk in a file, as it is. Raises EifError when it cannot be read."""
     data = read_input(path, what="the ramdisk")
-    return InFile(path.resolve(), len(data))
+    return InFile(Path(os.path.realpath(path)), len(data))
 
 
 def read_custom_metadata(path: Path) -> object:

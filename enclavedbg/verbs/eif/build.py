@@ -36,13 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--ramdisk", type=Path, metavar="FILE", nargs="+", action="extend", help="finished ramdisks, in their order"
     )
-    add("--tag", metavar="NAME", help="which image, where --container has several")
+    add("--tag", type=_text, metavar="NAME", help="which image, where --container has several")
 
     run = parser.add_argument_group("what it runs")
     command = run.add_mutually_exclusive_group()
-    command.add_argument("--command", metavar="WORDS", help="the program and its arguments, quoted as in a shell")
+    command.add_argument(
+        "--command", type=_text, metavar="WORDS", help="the program and its arguments, quoted as in a shell"
+    )
     command.add_argument("--command-file", type=Path, metavar="FILE", help="the same, a word in each line")
-    run.add_argument("--env", action="append", metavar="K=V", default=[], help="a variable; may come several times")
+    run.add_argument(
+        "--env", type=_text, action="append", metavar="K=V", default=[], help="a variable; may come several times"
+    )
     run.add_argument("--env-file", type=Path, metavar="FILE", help="variables, K=V in each line")
 
     boot = parser.add_argument_group("what boots it; default: the packaged demo's kernel and init")
@@ -51,14 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     boot.add_argument("--kernel", type=Path, metavar="FILE", help="bzImage, or Image for aarch64")
     boot.add_argument("--kernel-config", type=Path, metavar="FILE", help="its .config, which names it in the metadata")
-    boot.add_argument("--cmdline", metavar="TEXT", help="the kernel's command line; default: nitro-cli's")
+    boot.add_argument("--cmdline", type=_text, metavar="TEXT", help="the kernel's command line; default: nitro-cli's")
     boot.add_argument("--init", type=Path, metavar="FILE", help="the first program")
     boot.add_argument("--nsm", type=Path, metavar="FILE", help="nsm.ko, for kernels without that driver")
     boot.add_argument("--arch", choices=["x86_64", "aarch64"], help="default: the kernel's")
 
     about = parser.add_argument_group("what it says of itself")
-    about.add_argument("--name", help="default: the container image's name, or the program's or kernel's")
-    about.add_argument("--version", help="default: the container image's id, or 1.0")
+    about.add_argument("--name", type=_text, help="default: the container image's name, or the program's or kernel's")
+    about.add_argument("--version", type=_text, help="default: the container image's id, or 1.0")
     about.add_argument("--metadata", type=Path, metavar="FILE", help="your own JSON, at most 4096 bytes")
     about.add_argument(
         "--build-time", metavar="TIME", help="e.g. 2026-07-05T12:00:00Z; default: SOURCE_DATE_EPOCH, else the "
@@ -92,6 +96,11 @@ def run(options: argparse.Namespace) -> int:
         print(f"enclavedbg: note: {safe(note)}", file=sys.stderr)
     print_json({"Measurements": measurements_json(built.measurements)})
     return 0
+
+
+def _text(argument: str) -> str:
+    """An argument's bytes as UTF-8, in whatever locale: the image must not depend on that."""
+    return os.fsencode(argument).decode("utf-8", "surrogateescape")
 
 
 def _check(options: argparse.Namespace) -> None:
