@@ -24,6 +24,8 @@ DEPTH_MAX = 256
 STEPS_PER_ENTRY = 200
 """Path components that may be walked per entry on average; images need some ten."""
 
+_DIRECTORY_ENDS = ("/", "/.")
+"""What a path ends in that can only be a directory's."""
 _SPECIAL = (stat.S_IFBLK, stat.S_IFCHR, stat.S_IFIFO, stat.S_IFSOCK)
 
 
@@ -152,6 +154,8 @@ class Tree:
         if parent is None:
             return f"{why}; Linux passes over it"
         old = parent.children.get(name) if name else parent
+        if old is not None and old.is_symlink and entry.name.endswith("/"):
+            return self._through(entry)
         if old is not None and (kind == stat.S_IFLNK or stat.S_IFMT(old.mode) != kind):
             if old.is_directory and (old.children or not name):
                 return "a directory that is not empty is in its place; Linux passes over it"
@@ -178,6 +182,14 @@ class Tree:
                 return "it is there already"
             _add(parent, name, _set(Node(entry.mode, rdev=entry.rdev), entry))
         return refusal
+
+    def _through(self, entry: Entry) -> str | None:
+        """An entry `name/` where there is a link: a slash at the end makes even lstat follow it."""
+        node, _ = self._resolve(entry.name, follow=True, root=self.root)
+        if node is None or not entry.is_directory:
+            return "a symbolic link is in its place; Linux passes over it"
+        _set(node, entry)
+        return None
 
     def _directory(self, entry: Entry, parent: Node, name: str, old: Node | None) -> str | None:
         if old is None:
@@ -243,7 +255,7 @@ class Tree:
         """Walk a path from `root`; the node, or None and why not. With `make`, missing directories are made."""
         node = root
         pending = [part for part in reversed(path.split("/")) if part and part != "."]
-        must_be_directory = path.endswith("/")
+        must_be_directory = path.endswith(_DIRECTORY_ENDS)
         followed = 0
         while pending:
             self._steps -= 1
@@ -266,6 +278,7 @@ class Tree:
                 followed += 1
                 if followed > LINKS_MAX:
                     return None, "too many levels of symbolic links"
+                must_be_directory |= not pending and child.target.endswith(_DIRECTORY_ENDS)
                 if child.target.startswith("/"):
                     node = root
                 parts = [part for part in reversed(child.target.split("/")) if part and part != "."]

@@ -177,6 +177,17 @@ def test_links_are_followed_as_in_the_enclave() -> None:
         system.read("/bin/sh", limit=2)
 
 
+def test_dots_and_slashes_at_the_end_want_a_directory() -> None:
+    system = unpacked(
+        CpioEntry("pipe", stat.S_IFIFO | 0o600), file("pipe/."), folder("real"), link("linked", "real"),
+        folder("linked/", uid=8), link("shut", "pipe/"), link("none", "gone"), folder("none/"), file("linked/."),
+    )  # fmt: skip
+    assert system.tree.lookup("/linked", follow=False).is_symlink and system.tree.lookup("/real").uid == 8
+    assert system.tree.lookup("/pipe").mode == stat.S_IFIFO | 0o600
+    assert not system.tree.exists("/shut") and not system.tree.exists("/pipe/.")
+    assert "pipe/.: not a directory" in reasons(system) and "none/: a symbolic link is in its place" in reasons(system)
+
+
 def test_a_plain_archive_at_an_odd_place_of_the_whole() -> None:
     packed = gzip.compress(write_newc([file("a")]), mtime=0)
     packed += bytes(1) * (len(packed) % 4 == 0)
