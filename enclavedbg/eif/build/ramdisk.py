@@ -17,6 +17,8 @@ from enclavedbg.errors import EifError
 
 APPLICATION_FOLDERS = ("dev", "proc", "run", "sys", "tmp", "var")
 """Where init mounts: made where the application's file system lacks them."""
+HEADS_LIMIT = 512 << 20
+"""Bytes of all headers and names, which are in memory at once: a million files with paths of 400 bytes."""
 FILE_SIZE_MAX = (1 << 32) - 1
 
 
@@ -54,13 +56,12 @@ def archive(tree: Tree, *, mtime: int = 0) -> Archive:
     count from 1, hard links share theirs and the last name carries the data, as in the archives of the kernel's
     build. Raises EifError for what the format cannot hold.
     """
-    nodes = list(tree.walk())
-    names = Counter(id(node) for _, node in nodes)
+    names = Counter(id(node) for _, node in tree.walk())
     left = Counter(names)
     numbers: dict[int, int] = {}
     parts: list[tuple[bytes, Contents]] = []
-    size = 0
-    for path, node in nodes:
+    size = heads = 0
+    for path, node in tree.walk():
         key = id(node)
         ino = numbers.setdefault(key, len(numbers) + 1)
         left[key] -= 1
@@ -70,6 +71,9 @@ def archive(tree: Tree, *, mtime: int = 0) -> Archive:
         nlink = 2 if node.children is not None else names[key]
         entry = CpioEntry(path, node.mode, uid=node.uid, gid=node.gid, mtime=mtime, nlink=nlink)
         head = encode_head(entry, ino=ino, size=contents.size)
+        heads += len(head)
+        if heads > HEADS_LIMIT:
+            raise EifError(f"the names of all files take more than {HEADS_LIMIT} bytes; build of fewer or shorter ones")
         parts.append((head, contents))
         size += len(head) + contents.size + -contents.size % 4
     trailer = encode_head(CpioEntry(TRAILER, 0), ino=0, size=0)

@@ -149,6 +149,16 @@ def test_cpio_unpacks_it(tmp_path: Path) -> None:
     assert (tmp_path / "out/a.d/big").read_bytes() == (tmp_path / "in/a.d/big").read_bytes()
 
 
+def test_names_have_a_limit_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("enclavedbg.eif.build.ramdisk.HEADS_LIMIT", 1000)
+    tree = Tree()
+    tree.add("/".join("abcd"), file(InMemory(bytes(5000))))
+    assert archive(tree).size > 5000
+    tree.add("/".join("abcdefghij"[4:]), file(InMemory(b"")))
+    with pytest.raises(EifError, match="more than 1000 bytes"):
+        archive(tree)
+
+
 def test_layout_of_the_bootstrap_ramdisk() -> None:
     entries = read_newc(contents(bootstrap_ramdisk(InMemory(b"INIT"), nsm=InMemory(b"NSM"))))
     assert [(e.name, oct(e.mode)) for e in entries] == [
