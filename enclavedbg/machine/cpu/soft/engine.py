@@ -59,6 +59,7 @@ class SoftEngine:
         self._halted = False
         self._breakpoints: frozenset[int] = frozenset()
         self._planted: frozenset[int] = frozenset()
+        self._unreported: int | None = None
         self._tsc_origin = (self._host_tsc(), time.monotonic_ns())
         self._tsc_hz = 0
         for region in memory.regions:
@@ -89,14 +90,14 @@ class SoftEngine:
     def run(self) -> CpuStop:
         """Run until a stop; interrupts are offered to the guest as the controller has them."""
         self._plant()
-        if self._core.eip.value in self._planted and not self._halted:
-            # Continuing from a breakpoint means going past it.
+        # Continuing from a breakpoint means going past it, but not when a stop came just before it was hit.
+        reported, self._unreported = self._core.eip.value != self._unreported, None
+        if reported and self._core.eip.value in self._planted and not self._halted:
             stop = self.step()
             if not isinstance(stop, StepDone) or self._halted:
                 return stop if not self._halted else Halted(self._interruptible)
         if self._interrupted:
-            self._interrupted = False
-            return Interrupted()
+            return self._leave()
         self._offer_interrupt()
         if self._halted:
             if not (self._virq and self._interruptible):
@@ -175,7 +176,13 @@ class SoftEngine:
             return Halted(self._interruptible)
         if self.support.debug_stopped() and core.eip.value in self._planted:
             return BreakpointHit(core.eip.value)
+        return self._leave()
+
+    def _leave(self) -> Interrupted:
+        """Somebody wants the vCPU out. It may stand on a breakpoint by chance, which the next run must then report."""
         self._interrupted = False
+        if self._core.eip.value in self._planted:
+            self._unreported = self._core.eip.value
         return Interrupted()
 
     @property
