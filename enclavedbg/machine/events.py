@@ -47,7 +47,8 @@ class EventStream:
     """Orders events from any thread and hands them to every subscriber, on the publishing thread.
 
     A subscriber must not block; one that raises is logged and stays subscribed, as no listener may stop the
-    machine. `history` keeps the last `keep` records for those who come later.
+    machine. What a subscriber publishes itself follows once all have heard what it answers to. `history` keeps the
+    last `keep` records for those who come later.
     """
 
     def __init__(self, guest_ns: Callable[[], int], *, keep: int = 20_000) -> None:
@@ -56,19 +57,31 @@ class EventStream:
         self._counter = itertools.count()
         self._history: deque[Record] = deque(maxlen=keep)
         self._subscribers: list[Subscriber] = []
+        self._undelivered: deque[tuple[Record, tuple[Subscriber, ...]]] = deque()
+        self._delivering = False
 
     def publish(self, event: Event) -> Record:
         """Put an event on the stream and return its record."""
         with self._lock:
             record = Record(next(self._counter), self._guest_ns(), event)
             self._history.append(record)
-            subscribers = tuple(self._subscribers)
-            for subscriber in subscribers:
+            self._undelivered.append((record, tuple(self._subscribers)))
+            if not self._delivering:
+                self._delivering = True
                 try:
-                    subscriber(record)
-                except Exception:
-                    log.exception("a subscriber failed on %s", event.kind)
+                    while self._undelivered:
+                        self._deliver(*self._undelivered.popleft())
+                finally:
+                    self._delivering = False
         return record
+
+    @staticmethod
+    def _deliver(record: Record, subscribers: tuple[Subscriber, ...]) -> None:
+        for subscriber in subscribers:
+            try:
+                subscriber(record)
+            except Exception:
+                log.exception("a subscriber failed on %s", record.event.kind)
 
     def subscribe(self, subscriber: Subscriber, *, replay: bool = False) -> Unsubscribe:
         """Call `subscriber` with every later record, first with those kept when `replay` is set."""

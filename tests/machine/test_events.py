@@ -46,6 +46,23 @@ def test_subscribers_come_and_go() -> None:
     assert [r.seq for r in late] == [1]
 
 
+def test_what_a_subscriber_publishes_comes_after_what_it_answers_to() -> None:
+    stream = EventStream(lambda: 0)
+    seen: list[Record] = []
+
+    def answer(record: Record) -> None:
+        if record.seq == 0:
+            stream.publish(line(1))
+            stream.subscribe(late.append, replay=True)
+
+    late: list[Record] = []
+    stream.subscribe(answer)
+    stream.subscribe(seen.append)
+    stream.publish(line(0))
+    stream.publish(line(2))
+    assert [r.seq for r in seen] == [r.seq for r in late] == [0, 1, 2]
+
+
 def test_a_subscriber_that_fails_is_logged_and_stays(caplog: pytest.LogCaptureFixture) -> None:
     stream = EventStream(lambda: 0)
     seen: list[Record] = []
