@@ -13,6 +13,7 @@ FAMILY = Family(
         Verb("ls", "sections, and the files in the ramdisks", "enclavedbg.verbs.eif.ls"),
         Verb("cat", "print a section or a file of a ramdisk", "enclavedbg.verbs.eif.cat"),
         Verb("extract", "sections as files and ramdisks as folders", "enclavedbg.verbs.eif.extract"),
+        Verb("lint", "what will go wrong when an image starts", "enclavedbg.verbs.eif.lint"),
         Verb("diff", "what differs, and which PCRs that moves", "enclavedbg.verbs.eif.diff"),
         Verb("build", "make an image of parts, a folder or a container image", "enclavedbg.verbs.eif.build"),
         Verb("sign", "add a signature, or replace it", "enclavedbg.verbs.eif.sign"),
