@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -100,19 +101,20 @@ class Enclave:
         if observe is not None:
             self.events.subscribe(observe)
         self.image: EifImage = read_eif(config.eif)
-        self.memory = GuestMemory(_memory_size(self.image, config.memory))
-        try:
+        with contextlib.ExitStack() as made:
+            self.memory = GuestMemory(_memory_size(self.image, config.memory))
+            made.callback(self.memory.close)
             load_image(self.image, self.memory)
             self.booted: BootedKernel = Firmware(
                 self.memory, self.publish, describe_devices=config.describe_devices
             ).boot(image_size=self.image.size)
             self.console = Console(self.publish, file=config.console_file)
-            self._compose()
-        except BaseException:
-            self.memory.close()
-            raise
+            made.callback(self.console.close)
+            self._compose(made)
+            self._made = made.pop_all()
 
-    def _compose(self) -> None:
+    def _compose(self, made: contextlib.ExitStack) -> None:
+        """The machine around memory, firmware and console; what has to be given back goes on `made`."""
         self.bus = Bus()
         self.board = Board(
             self.bus,
@@ -124,8 +126,10 @@ class Enclave:
         self.engine: CpuEngine = SoftEngine(
             self.memory, self.bus, interrupts=self.board.pic, use_native=self.config.native
         )
+        made.callback(self.engine.close)
         self.engine.load_state(self.booted.state)
         self.vcpu = VirtualCpu(self.engine, self.board, self.clock, events=self.events, witness=self._witness)
+        made.callback(self.vcpu.close)
         self.debug = DebugTarget(self.vcpu, self.memory)
         self.nsm = self._make_module(self.booted.measurements)
         self.vsock = VsockSwitch(self.config.cid, self._loop, publish=self.publish, now_ns=self.clock.guest_ns)
@@ -234,13 +238,11 @@ class Enclave:
         if self._closed:
             return
         self._closed = True
-        if self._preparing.is_alive():
-            await asyncio.to_thread(self._preparing.join)
-        await asyncio.to_thread(self.vcpu.close)
-        await self.vsock.close()
-        self.console.close()
-        self.engine.close()
-        self.memory.close()
+        with self._made:
+            if self._preparing.is_alive():
+                await asyncio.to_thread(self._preparing.join)
+            await asyncio.to_thread(self.vcpu.close)
+            await self.vsock.close()
 
 
 def _memory_size(image: EifImage, asked: int | None) -> int:
