@@ -102,7 +102,7 @@ class Printer:
             if broken:
                 continue
             try:
-                stream.write(text + "\n")
+                stream.write(_encodable(text, stream) + "\n")
                 if self._queue.empty():
                     stream.flush()
             except (OSError, ValueError) as error:
@@ -121,6 +121,12 @@ class Printer:
             self._loop.call_soon_threadsafe(what)
         except RuntimeError:
             log.debug("the event loop is closed")
+
+
+def _encodable(text: str, stream: TextIO) -> str:
+    """The guest may write what a terminal that is not on UTF-8 cannot show: that is escaped."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 class Departure:
