@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from enclavedbg.eif.filesystem import FileSystem
 from enclavedbg.eif.tree import LINKS_MAX, Missing, Node, Tree
+from enclavedbg.errors import EifError
 
 READ_LIMIT = 256 << 20
 """Bytes of one compressed file that are unpacked to look into it; what a plain archive holds is not copied."""
@@ -49,7 +50,7 @@ def find(tree: Tree, path: str, *, root: str = "/") -> Located | None:
     """As `locate`, None when the path leads nowhere."""
     try:
         return locate(tree, path, root=root)
-    except Missing:
+    except EifError:
         return None
 
 

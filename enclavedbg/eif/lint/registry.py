@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from enclavedbg.eif.lint import cmdline, header, ramdisks
+from enclavedbg.eif.lint import application, cmdline, header, init, ramdisks
 from enclavedbg.eif.lint.finding import Check, Group
 
-GROUPS: tuple[Group, ...] = (header.GROUP, cmdline.GROUP, ramdisks.GROUP)
+GROUPS: tuple[Group, ...] = (header.GROUP, cmdline.GROUP, ramdisks.GROUP, init.GROUP, application.GROUP)
 
 CHECKS: dict[str, Check] = {check.id: check for group in GROUPS for check in group.checks}
 """Every check by its id."""
