@@ -53,8 +53,9 @@ class _Fields:
 
     @classmethod
     def of(cls, btf: Btf) -> _Fields:
+        """As the kernel's types have them; raises SymbolError when a field does not lie in its struct."""
         level = btf.member("printk_info", "level")
-        return cls(
+        fields = cls(
             btf.struct("prb_desc").size,
             btf.offset("prb_desc", "state_var"),
             btf.offset("prb_desc", "text_blk_lpos.begin"),
@@ -66,6 +67,18 @@ class _Fields:
             btf.offset("printk_info", "facility"),
             (level.bit_offset, level.bit_size),
         )
+        descriptor_end = max(fields.state, fields.begin, fields.next) + WORD
+        info_end = max(
+            fields.sequence + WORD, fields.time + WORD, fields.length + 2, fields.facility + 1,
+            -(-sum(fields.level) // 8),
+        )  # fmt: skip
+        for name, size, end in (
+            ("prb_desc", fields.descriptor_size, descriptor_end),
+            ("printk_info", fields.info_size, info_end),
+        ):
+            if end > size:
+                raise SymbolError(f"this kernel's struct {name} has {size} bytes, and a member that ends at {end}")
+        return fields
 
 
 def read_log(read: Read, symbols: KernelSymbols, btf: Btf) -> list[LogRecord]:

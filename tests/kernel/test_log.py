@@ -30,14 +30,14 @@ def symbols() -> KernelSymbols:
 
 
 @cache
-def btf() -> Btf:
+def btf(descriptor_size: int = 24, info_size: int = 24) -> Btf:
     writer = BtfWriter()
     u64, u32 = writer.integer("u64", 8), writer.integer("u32", 4)
     u16, u8 = writer.integer("u16", 2), writer.integer("u8", 1)
     place = writer.struct("prb_data_blk_lpos", 16, ("begin", u64, 0), ("next", u64, 64))
-    writer.struct("prb_desc", 24, ("state_var", u64, 0), ("text_blk_lpos", place, 64))
+    writer.struct("prb_desc", descriptor_size, ("state_var", u64, 0), ("text_blk_lpos", place, 64))
     writer.struct(
-        "printk_info", 24, ("seq", u64, 0), ("ts_nsec", u64, 64), ("text_len", u16, 128), ("facility", u8, 144),
+        "printk_info", info_size, ("seq", u64, 0), ("ts_nsec", u64, 64), ("text_len", u16, 128), ("facility", u8, 144),
         ("flags", u8, 152, 5), ("level", u8, 157, 3),
     )  # fmt: skip
     descriptors = writer.struct(
@@ -119,6 +119,14 @@ def test_a_ring_of_absurd_size_is_refused() -> None:
     ring.put(RING, struct.pack("<I", 31))
     with pytest.raises(SymbolError, match="claims 2\\^31 records"):
         texts(ring)
+
+
+@pytest.mark.parametrize("sizes", [(0, 24), (23, 24), (24, 0), (24, 18)])
+def test_types_whose_fields_lie_outside_are_refused(sizes: tuple[int, int]) -> None:
+    ring = Ring(head=0, tail=0)
+    ring.record(0, b"text", begin=0, end=16)
+    with pytest.raises(SymbolError, match="a member that ends at"):
+        read_log(ring.read, symbols(), btf(*sizes))
 
 
 def test_a_ring_that_is_not_mapped_is_a_fault() -> None:
