@@ -99,7 +99,7 @@ def describe(source: EifSource) -> Description:
     check_walked(source, walk)
     metadata = None
     for section in walk.walked.of_type(SectionType.METADATA):
-        metadata = _read_metadata(source, section)
+        metadata = read_metadata(source, section)
     measured = measure_file(source, walk)
     certificate = check = None
     for section in walk.walked.of_type(SectionType.SIGNATURE)[-1:]:
@@ -112,7 +112,8 @@ def describe(source: EifSource) -> Description:
     return Description(walk, measured, certificate, check, metadata)
 
 
-def _read_metadata(source: EifSource, section: WalkedSection) -> Metadata | None:
+def read_metadata(source: EifSource, section: WalkedSection) -> Metadata | None:
+    """Read and check a Metadata section as nitro-cli does; None when it says `null`. Raises EifError."""
     if section.size > METADATA_MAX_SIZE:
         raise EifError(
             f"{section.size} bytes of metadata, at most {METADATA_MAX_SIZE} are read; build the image with less",

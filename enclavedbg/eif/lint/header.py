@@ -91,7 +91,7 @@ def _who(problem: Problem) -> str:
     text = f"{' and '.join(names)} refuse{'s' * (len(names) == 1)} the file" if names else "both known readers go on"
     if Reader.FORMAT in problem.stops:
         text += ", the format's rules forbid it"
-    return text if Reader.NITRO_CLI in problem.stops else f"{text}; nitro-cli describe-eif does not notice"
+    return text if Reader.NITRO_CLI in problem.stops else f"{text}; nitro-cli describe-eif accepts it"
 
 
 def crc(subject: Subject) -> Iterator[Finding]:

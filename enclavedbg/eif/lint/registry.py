@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
-from enclavedbg.eif.lint import application, cmdline, header, init, ramdisks
+from enclavedbg.eif.lint import (
+    application,
+    cmdline,
+    header,
+    init,
+    kernel,
+    memory,
+    metadata,
+    modules,
+    ramdisks,
+    signature,
+)
 from enclavedbg.eif.lint.finding import Check, Group
 
-GROUPS: tuple[Group, ...] = (header.GROUP, cmdline.GROUP, ramdisks.GROUP, init.GROUP, application.GROUP)
+GROUPS: tuple[Group, ...] = (
+    header.GROUP,
+    cmdline.GROUP,
+    ramdisks.GROUP,
+    init.GROUP,
+    application.GROUP,
+    kernel.GROUP,
+    modules.GROUP,
+    metadata.GROUP,
+    signature.GROUP,
+    memory.GROUP,
+)
 
 CHECKS: dict[str, Check] = {check.id: check for group in GROUPS for check in group.checks}
 """Every check by its id."""
