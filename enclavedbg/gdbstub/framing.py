@@ -13,8 +13,6 @@ from enum import Enum, auto
 PACKET_SIZE = 0x20000
 """Longest packet body in bytes that is accepted or sent; announced (in hexadecimal) as PacketSize."""
 
-INTERRUPT_BYTE = 0x03
-
 _DOLLAR, _HASH = b"$#"
 _NOTABLE_OUTSIDE = re.compile(rb"[$+\-\x03]")
 _BODY_END = re.compile(rb"[#$]")

@@ -49,11 +49,6 @@ class Bus:
         self._windows: list[MmioWindow] = []
         self._unclaimed: set[tuple[str, int]] = set()
 
-    @property
-    def windows(self) -> tuple[MmioWindow, ...]:
-        """The memory windows, by address: engines map these."""
-        return tuple(self._windows)
-
     def attach_ports(self, first: int, count: int, device: PortDevice) -> None:
         """Give `count` ports from `first` to a device; raises MachineError when one is taken."""
         for port in range(first, first + count):

@@ -20,8 +20,7 @@ EntropySource = Callable[[int], bytes]
 class Clock:
     """Guest time in nanoseconds since boot, and the wall clock that the guest is shown.
 
-    Created stopped at 0. `offset_ns` is what engines add to the host's monotonic clock to get guest time
-    while the clock runs (the interposed TSC reads it from C).
+    Created stopped at 0. Without `start` the wall clock begins at the host's time of creation.
     """
 
     def __init__(

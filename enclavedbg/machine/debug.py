@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 from typing import TypeVar
 
 from enclavedbg.errors import GuestFault, MachineError
@@ -20,14 +19,6 @@ _Key = TypeVar("_Key")
 ADDRESS_MASK = 0xFFFF_FFFF_FFFF_FFFF
 READ_LIMIT = 16 << 20
 """Bytes that one read may ask for."""
-
-
-@dataclass(frozen=True, slots=True)
-class StopInfo:
-    """The last stop: why, and where."""
-
-    reason: CpuStop | None
-    rip: int
 
 
 class DebugTarget:
@@ -65,11 +56,6 @@ class DebugTarget:
     @property
     def stop_reason(self) -> CpuStop | None:
         return self._vcpu.stop_reason
-
-    @property
-    def last_stop(self) -> StopInfo:
-        """Why and where the machine stands."""
-        return StopInfo(self._vcpu.stop_reason, self.state().rip)
 
     def hold(self, owner: str) -> None:
         """While somebody holds it, the machine stops before it ends, so that the end can be looked at."""

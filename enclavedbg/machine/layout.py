@@ -41,8 +41,3 @@ PIT_IRQ = 0
 ACPI_PM_BASE = 0x600
 """Fixed-hardware ACPI registers: PM1a event block (4 bytes), PM1a control (2 bytes at +4), PM timer (4 at +8)."""
 ACPI_SCI_IRQ = 9
-
-PARENT_CID = 3
-HOST_CID = 2
-HEARTBEAT_PORT = 9000
-HEARTBEAT_BYTE = 0xB7

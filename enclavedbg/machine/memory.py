@@ -80,12 +80,6 @@ class GuestMemory:
             n = min(len(piece), at + length - start)
             self._map[start : start + n] = piece[:n]
 
-    def find(self, pattern: bytes, gpa: int, length: int) -> int | None:
-        """Address of the first occurrence of `pattern` in a range, or None."""
-        at = self.offset(gpa, length)
-        found = self._map.find(pattern, at, at + length)
-        return None if found < 0 else found - at + gpa
-
     def read_u16(self, gpa: int) -> int:
         value: int = struct.unpack_from("<H", self._map, self.offset(gpa, 2))[0]
         return value

@@ -44,10 +44,6 @@ class Command:
     def syntax(self) -> str:
         return f"{self.name} {self.usage}".rstrip()
 
-    def misuse(self) -> CommandError:
-        """The error for words that the command does not take."""
-        return CommandError(f"expected: {self.syntax}")
-
 
 class CommandTable:
     """Commands by name, alias or unambiguous beginning."""

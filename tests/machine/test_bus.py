@@ -44,7 +44,6 @@ def test_windows_in_any_order() -> None:
     devices = {base: Recorder() for base in (0x3000, 0x1000, 0x2000)}
     for base, device in devices.items():
         bus.attach_mmio(base, 0x800, device)
-    assert [w.base for w in bus.windows] == [0x1000, 0x2000, 0x3000]
     assert bus.mmio_read(0x27FF, 8) == 0x1122334455667788
     bus.mmio_write(0x3000, 2, 0x12345)
     assert devices[0x2000].seen == [(0x7FF, 8)]
