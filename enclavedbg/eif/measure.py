@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 from enclavedbg.eif.format import CRC_OFFSET, MAGIC, SECTION_HEADER, SIGNATURE_MAX_SIZE, SectionType
 from enclavedbg.eif.reader import EifImage, foreign
@@ -116,48 +117,74 @@ def measure_file(source: EifSource, walk: Walk | None = None) -> Measured:
     walk = walk or walk_eif(source)
     check_walked(source, walk)
     registers = _Registers()
-    crc = zlib.crc32(walk.header.raw[:CRC_OFFSET])
     certificate = None
-    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+    with _Pass(zlib.crc32(walk.header.raw[:CRC_OFFSET])) as over:
         for section in walk.walked.sections:
-            crc = zlib.crc32(source.read(section.offset, SECTION_HEADER.size), crc)
+            over.feed(source.read(section.offset, SECTION_HEADER.size), ())
+            over.drain()
             hashes = registers.covering(section.type)
-            crc = _update(hashes, (first, second), source.chunks(section.data_offset, section.size), crc)
+            for chunk in source.chunks(section.data_offset, section.size):
+                over.feed(chunk, hashes)
             if section.type is SectionType.SIGNATURE:
                 certificate = section_signature(source, section).certificate
+        crc = over.drain()
     return Measured(registers.measurements(certificate), crc, walk.header.crc32)
+
+
+class _Pass:
+    """Takes a file's bytes in order to hashes, each in a thread of its own, and to the CRC in whichever has time.
+
+    Two hashes keep two cores busy. Were the CRC computed in a third thread, or always in the same one, one core would
+    have more to do and the other would wait for it; so they take it in turns.
+    """
+
+    def __init__(self, crc: int) -> None:
+        self._crc: int | Future[int] = crc
+        self._threads = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._pending: deque[Future[int] | Future[None]] = deque()
+        self._fed = 0
+
+    def feed(self, chunk: bytes | memoryview, hashes: Sequence[hashlib._Hash]) -> None:
+        """Hash `chunk`, now or soon: it must not change before `drain`, and `hashes` must not be looked at."""
+        if len(chunk) < THREADS_FROM:
+            self._crc = zlib.crc32(chunk, self.drain())
+            for register in hashes:
+                register.update(chunk)
+            return
+        for thread, register in zip(self._threads, hashes, strict=False):
+            self._pending.append(thread.submit(register.update, chunk))
+        turn = self._fed % 2 if len(hashes) > 1 else 1
+        self._crc = self._threads[turn].submit(_next_crc, chunk, self._crc)
+        self._pending.append(self._crc)
+        self._fed += 1
+        while len(self._pending) > CHUNKS_AHEAD * (len(hashes) + 1):
+            self._pending.popleft().result()
+
+    def drain(self) -> int:
+        """Wait until all that was fed is done; the CRC so far."""
+        while self._pending:
+            self._pending.popleft().result()
+        if not isinstance(self._crc, int):
+            self._crc = self._crc.result()
+        return self._crc
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        for thread in self._threads:
+            thread.shutdown()
+
+
+def _next_crc(chunk: bytes | memoryview, before: int | Future[int]) -> int:
+    # No deadlock: what is waited for was handed out earlier, so it waits for nothing that is behind this.
+    return zlib.crc32(chunk, before if isinstance(before, int) else before.result())
 
 
 def check_walked(source: EifSource, walk: Walk) -> None:
     """Raises EifError when nitro-cli's reader could not walk over the image to its end."""
     if walk.walked.refusal is not None:
         raise walk.walked.refusal.error() if walk.header.magic == MAGIC else EifError(foreign(source.read(0, 512)))
-
-
-def _update(
-    hashes: Sequence[hashlib._Hash],
-    threads: Sequence[ThreadPoolExecutor],
-    chunks: Iterable[bytes | memoryview],
-    crc: int,
-) -> int:
-    """Feed chunks to the hashes, each in a thread of its own, and to the CRC in this one; the new CRC."""
-    pending: deque[Future[None]] = deque()
-    for chunk in chunks:
-        if len(chunk) < THREADS_FROM:
-            while pending:
-                pending.popleft().result()
-            for register in hashes:
-                register.update(chunk)
-        else:
-            pending += [
-                thread.submit(register.update, chunk) for register, thread in zip(hashes, threads, strict=False)
-            ]
-        crc = zlib.crc32(chunk, crc)
-        while len(pending) > CHUNKS_AHEAD * len(hashes):
-            pending.popleft().result()
-    while pending:
-        pending.popleft().result()
-    return crc
 
 
 def section_signature(source: EifSource, section: WalkedSection) -> EifSignature:

@@ -11,7 +11,7 @@ from typing import Self
 
 from enclavedbg.errors import EifError
 
-CHUNK_SIZE = 256 << 10
+CHUNK_SIZE = 2 << 20
 """Bytes read at a time when a whole section is gone through."""
 
 
