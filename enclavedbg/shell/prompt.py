@@ -182,6 +182,10 @@ class Shell:
                 self._working.cancel()
                 raise
             return lines("Given up; Ctrl-C on an empty line ends the enclave.", "warn")
+        except Exception:
+            # The outermost place: a mistake in one command must not take the running enclave with it.
+            log.exception("the command %r failed", line)
+            return lines("internal error, told above; the enclave is as it was", "bad")
         finally:
             self._working = None
 

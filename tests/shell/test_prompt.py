@@ -69,6 +69,29 @@ def use(live: Live, script: Callable[[Screen, PipeInput, Shell], object], *, his
     return live.call(go())
 
 
+def test_a_mistake_in_a_command_does_not_end_the_shell(
+    live: Live, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = COMMANDS.run
+
+    async def faulty(session: Session, line: str) -> Text:
+        if line == "pcrs":
+            raise IndexError("a mistake")
+        return await run(session, line)
+
+    monkeypatch.setattr(COMMANDS, "run", faulty)
+
+    async def script(screen: Screen, keys: PipeInput, shell: Shell) -> None:
+        keys.send_text("pcrs\r")
+        await screen.until("internal error")
+        keys.send_text("status\r")
+        await screen.until("guest time")
+        keys.send_text("quit\r")
+
+    use(live, script)
+    assert "IndexError" in caplog.text
+
+
 def test_commands_and_quit(live: Live) -> None:
     async def script(screen: Screen, keys: PipeInput, shell: Shell) -> None:
         await screen.until("Good day.\n")
