@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
+import select
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 
 from enclavedbg.errors import MachineError
@@ -15,6 +18,9 @@ LINE_LIMIT = 4096
 
 MEMORY_LIMIT = 64 << 20
 """Bytes kept in memory. Beyond them the middle goes: what a person looks for is at the start or at the end."""
+
+LAST_SECONDS = 0.2
+"""How long a reader of a pipe is waited for at the end, each time that it takes something."""
 
 _HEAD = 4 << 20
 _COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
@@ -36,7 +42,8 @@ class Console:
     """Collects the serial port's bytes. `publish` gets a ConsoleLine for each line; `file` gets all bytes as they are.
 
     A line reaches the file when it ends; `close` brings the rest. Raises MachineError when the file cannot be
-    opened; a later failure is reported once as an event and the console goes on in memory.
+    opened; a later failure is reported once as an event and the console goes on in memory. The file may be a pipe:
+    the guest never waits for its reader, who may be MEMORY_LIMIT bytes behind.
     """
 
     def __init__(self, publish: Callable[[Event], object], *, file: Path | None = None) -> None:
@@ -45,9 +52,12 @@ class Console:
         self._line = bytearray()
         self._dropped = 0
         self._path = file
+        self._unwritten = bytearray()
         try:
-            self._file = file.open("wb", buffering=0) if file is not None else None
+            self._file = FileIO(file, "w", opener=_open_nonblocking) if file is not None else None
         except OSError as error:
+            if error.errno == errno.ENXIO:
+                raise MachineError(f"nobody reads the pipe {file}; start its reader first") from error
             raise MachineError(
                 f"cannot write the console to {file}: {error.strerror}; choose another --console"
             ) from error
@@ -71,6 +81,11 @@ class Console:
         """Publish the unfinished line and close the file. The text stays readable; calling it twice is harmless."""
         if self._line:
             self._end_line()
+        while self._file is not None and self._unwritten:
+            if _writable(self._file):
+                self._store(b"")
+            else:
+                self._give_up(f"its last {len(self._unwritten)} bytes were not read")
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -89,16 +104,29 @@ class Console:
 
     def _store(self, raw: bytes) -> None:
         assert self._file is not None
-        view = memoryview(raw)
+        self._unwritten += raw
         try:
-            while view:
-                written = self._file.write(view)
-                if not written:
-                    raise BlockingIOError(errno.EAGAIN, "it takes no more bytes")
-                view = view[written:]
+            while self._unwritten and (written := self._file.write(self._unwritten)):
+                del self._unwritten[:written]
         except OSError as error:
-            self._file.close()
-            self._file = None
-            self._publish(
-                GuestWarning("console", f"cannot write {self._path}: {error.strerror}; kept in memory only from here")
-            )
+            self._give_up(f"{error.strerror}; kept in memory only from here")
+            return
+        if len(self._unwritten) > MEMORY_LIMIT:
+            self._give_up("its reader is too far behind; kept in memory only from here")
+
+    def _give_up(self, why: str) -> None:
+        assert self._file is not None
+        self._file.close()
+        self._file = None
+        self._publish(GuestWarning("console", f"cannot write {self._path}: {why}"))
+
+
+def _writable(file: FileIO) -> bool:
+    """Whether a file takes bytes, within LAST_SECONDS."""
+    poll = select.poll()
+    poll.register(file, select.POLLOUT)
+    return bool(poll.poll(LAST_SECONDS * 1000))
+
+
+def _open_nonblocking(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)

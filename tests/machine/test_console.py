@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -98,6 +101,54 @@ def test_a_full_disk_is_said_once() -> None:
     assert len(warnings) == 1
     assert "/dev/full" in warnings[0].summary()
     assert console.text() == "one\ntwo\n"
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Iterator[tuple[Path, int]]:
+    """A named pipe that holds 4096 bytes, and the descriptor of its reader."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+    yield path, reader
+    os.close(reader)
+
+
+def test_a_reader_that_is_behind_gets_everything_and_stops_nobody(pipe: tuple[Path, int]) -> None:
+    path, reader = pipe
+    seen = Listener()
+    console = Console(seen.append, file=path)
+    text = b"".join(b"line %d\n" % number for number in range(1000))
+    feed(console, text)
+    read = b""
+    while len(read) < len(text):
+        feed(console, b"\n")
+        text += b"\n"
+        read += os.read(reader, 1 << 16)
+    console.close()
+    assert read == text
+    assert not [event for event in seen if isinstance(event, GuestWarning)]
+
+
+@pytest.mark.parametrize("limit", [100, 1 << 20])
+def test_a_reader_that_never_reads_is_said_once(
+    pipe: tuple[Path, int], limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console_module, "MEMORY_LIMIT", limit)
+    monkeypatch.setattr(console_module, "LAST_SECONDS", 0)
+    seen = Listener()
+    console = Console(seen.append, file=pipe[0])
+    feed(console, b"x\n" * 4000)
+    console.close()
+    warnings = [event.summary() for event in seen if isinstance(event, GuestWarning)]
+    assert len(warnings) == 1
+    assert ("too far behind" if limit == 100 else "its last 3904 bytes were not read") in warnings[0]
+
+
+def test_a_pipe_without_a_reader_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(MachineError, match="start its reader first"):
+        Console(Listener().append, file=tmp_path / "pipe")
 
 
 def test_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
