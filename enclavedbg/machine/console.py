@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import select
+import time
 from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
@@ -19,8 +20,8 @@ LINE_LIMIT = 4096
 MEMORY_LIMIT = 64 << 20
 """Bytes kept in memory. Beyond them the middle goes: what a person looks for is at the start or at the end."""
 
-LAST_SECONDS = 0.2
-"""How long a reader of a pipe is waited for at the end, each time that it takes something."""
+LAST_SECONDS = 0.3
+"""How long a pipe's reader that is behind may take at the end: Ctrl-C ends a run within a second."""
 
 _HEAD = 4 << 20
 _COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
@@ -81,8 +82,9 @@ class Console:
         """Publish the unfinished line and close the file. The text stays readable; calling it twice is harmless."""
         if self._line:
             self._end_line()
+        deadline = time.monotonic() + LAST_SECONDS
         while self._file is not None and self._unwritten:
-            if _writable(self._file):
+            if _writable(self._file, deadline - time.monotonic()):
                 self._store(b"")
             else:
                 self._give_up(f"its last {len(self._unwritten)} bytes were not read")
@@ -121,11 +123,11 @@ class Console:
         self._publish(GuestWarning("console", f"cannot write {self._path}: {why}"))
 
 
-def _writable(file: FileIO) -> bool:
-    """Whether a file takes bytes, within LAST_SECONDS."""
+def _writable(file: FileIO, seconds: float) -> bool:
+    """Whether a file takes bytes within so many seconds."""
     poll = select.poll()
     poll.register(file, select.POLLOUT)
-    return bool(poll.poll(LAST_SECONDS * 1000))
+    return bool(poll.poll(max(0, seconds) * 1000))
 
 
 def _open_nonblocking(path: str, flags: int) -> int:
