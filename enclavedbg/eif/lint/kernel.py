@@ -136,6 +136,9 @@ def form(subject: Subject) -> Iterator[Finding]:
 
 def drivers(subject: Subject) -> Iterator[Finding]:
     """vsock, virtio-mmio and NSM are built in, or there as modules that init can load."""
+    if subject.filesystem is None and subject.filesystem_error is not None:
+        # Modules may be in what could not be read.
+        return
     for driver in DRIVERS:
         state = _state(subject, driver)
         if state is None:
