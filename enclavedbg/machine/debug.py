@@ -116,7 +116,9 @@ class DebugTarget:
         while len(data) < length:
             try:
                 page = self._walk(state, address + len(data))
-                data += self._memory.read(page.gpa, min(page.remaining, length - len(data)))
+                # A large page may reach beyond RAM; where there is none at all, the read says so.
+                room = self._memory.room(page.gpa) or page.remaining
+                data += self._memory.read(page.gpa, min(page.remaining, room, length - len(data)))
             except GuestFault:
                 if not data:
                     raise

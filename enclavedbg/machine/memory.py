@@ -54,6 +54,10 @@ class GuestMemory:
         """Whether [gpa, gpa + length) lies wholly in one region of RAM."""
         return any(r.gpa <= gpa and gpa + length <= r.gpa + r.size for r in self.regions) and length >= 0
 
+    def room(self, gpa: int) -> int:
+        """Bytes of RAM that follow `gpa` without a gap, 0 when it is not RAM."""
+        return next((r.gpa + r.size - gpa for r in self.regions if 0 <= gpa - r.gpa < r.size), 0)
+
     def offset(self, gpa: int, length: int) -> int:
         """Offset of a checked range in the host mapping; raises GuestFault when it is not RAM."""
         if length >= 0:

@@ -153,6 +153,9 @@ def test_reads_go_on_as_far_as_there_is_something(machine: HostileMachine, targe
     assert target.read_virtual(ALIAS + 0x1FFE, 100) == b"AA"
     assert target.read_virtual(ALIAS, 1 << 60) == b"B" * 0x1000 + b"A" * 0x1000
     assert target.read_virtual(ALIAS, 0) == b""
+    machine.memory.write(SIZE - 3, b"end")
+    machine.memory.write_u64(TABLES + 0x1010, 0x87)  # the third GiB is one page, most of which is not RAM
+    assert target.read_virtual(0x8000_0000 + SIZE - 3, 100) == b"end"
     with pytest.raises(GuestFault, match="PTE is 0x0"):
         target.read_virtual(ALIAS + 0x2000, 1)
     with pytest.raises(GuestFault, match="are not RAM"):
