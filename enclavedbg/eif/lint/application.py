@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from enclavedbg.eif.lint.executable import Defect, Kind, Surroundings, defects
 from enclavedbg.eif.lint.files import find
 from enclavedbg.eif.lint.finding import Check, Finding, Group, error, note, some, warning
-from enclavedbg.eif.lint.subject import ROOTFS, Subject
-from enclavedbg.errors import EifError
+from enclavedbg.eif.lint.subject import FILE_LIMIT, ROOTFS, Subject
 
 SEARCH_PATH = ("/sbin", "/usr/sbin", "/bin", "/usr/bin")
 """Where init looks for a command without a slash; the PATH of /env is not asked."""
@@ -20,7 +19,6 @@ LINE_MAX = (128 << 10) - 1
 """Linux's MAX_ARG_STRLEN without the NUL."""
 TOTAL_MAX = 2 << 20
 """A quarter of the usual stack limit, which is what exec takes of arguments and environment."""
-READ_LIMIT = 4 << 20
 MOUNT_POINTS = ("dev", "proc", "run", "sys", "tmp")
 
 _COMMAND = {
@@ -114,7 +112,7 @@ NO_PATH = note("env-no-path", "/env has no PATH: the program finds others by the
 
 @dataclass(frozen=True, slots=True)
 class _Lines:
-    """/cmd or /env: its lines without their ends, None when it could not be read."""
+    """/cmd or /env: its `name`, its bytes, its lines without their ends."""
 
     name: str
     raw: bytes
@@ -126,13 +124,8 @@ class _Lines:
 
 
 def _read(subject: Subject, name: str) -> _Lines | None:
-    node = subject.node(f"/{name}")
-    if node is None or subject.filesystem is None:
-        return None
-    try:
-        return _Lines(name, subject.filesystem.read(node, limit=READ_LIMIT))
-    except EifError:
-        return None
+    data = subject.file(f"/{name}")
+    return None if data is None else _Lines(name, data)
 
 
 def layout(subject: Subject) -> Iterator[Finding]:
@@ -147,7 +140,7 @@ def layout(subject: Subject) -> Iterator[Finding]:
         if subject.node(f"/{name}") is None:
             yield check.found(f"there is no /{name}")
         elif _read(subject, name) is None:
-            yield UNREADABLE.found(f"/{name} cannot be read as a file of at most {READ_LIMIT} bytes")
+            yield UNREADABLE.found(f"/{name} cannot be read as a file of at most {FILE_LIMIT} bytes")
     rootfs = subject.node(ROOTFS)
     if rootfs is None or not rootfs.is_directory:
         yield NO_ROOTFS.found("there is no folder /rootfs")

@@ -16,10 +16,8 @@ from enclavedbg.eif.program import ET_REL, read_program
 from enclavedbg.eif.tree import Node
 from enclavedbg.errors import EifError
 
-LIST_LIMIT = 1 << 16
 SIGNATURE_END = b"~Module signature appended~\n"
 _VERMAGIC = re.compile(rb"\0?vermagic=([^\0]{1,200})\0")
-_MODULE_NAME = re.compile(r"([^/]+)\.ko(\.gz|\.xz|\.zst)?$")
 
 NO_MODULE = error(
     "module-format",
@@ -48,13 +46,9 @@ LISTED = error(
 
 def modules_at_boot(subject: Subject, *, late: bool = False) -> Iterator[tuple[str, str]]:
     """(path, name with underscores) of module files outside /rootfs, which init can reach; with `late`, inside."""
-    system = subject.filesystem
-    if system is None:
-        return
-    for path, node in system.tree.walk():
-        found = _MODULE_NAME.search(path)
-        if found is not None and node.is_file and path.startswith(f"{ROOTFS}/") == late:
-            yield path, found[1].replace("-", "_")
+    for path, name in subject.modules:
+        if path.startswith(f"{ROOTFS}/") == late:
+            yield path, name
 
 
 def nsm_at_top(subject: Subject) -> Node | None:
@@ -67,13 +61,7 @@ def _loaded(subject: Subject) -> Iterator[tuple[str, Node | None]]:
     top = nsm_at_top(subject)
     if top is not None:
         yield "/nsm.ko", top
-    listing = subject.node("/modules")
-    if listing is None or subject.filesystem is None or not listing.is_file:
-        return
-    try:
-        text = subject.filesystem.read(listing, limit=LIST_LIMIT).decode("utf-8", "replace")
-    except EifError:
-        return
+    text = (subject.file("/modules") or b"").decode("utf-8", "replace")
     for line in dict.fromkeys(text.split("\n")):
         if line:
             yield line, subject.node(line)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -17,6 +19,9 @@ from enclavedbg.errors import EifError
 
 ROOTFS = "/rootfs"
 """Where the application's file system lies in an image that nitro-cli built; init makes it the root."""
+FILE_LIMIT = 4 << 20
+"""Bytes of /cmd, /env and /modules that are read; Linux passes some two million to a program."""
+_MODULE_NAME = re.compile(r"([^/]+)\.ko(\.gz|\.xz|\.zst)?$")
 CMDLINE_READ_LIMIT = 64 << 10
 """Bytes of a command line that are looked at; kernels take some two thousand."""
 
@@ -35,6 +40,7 @@ class Subject:
     now: datetime
     limits: Limits = DEFAULT_LIMITS
     kernel_error: EifError | None = field(default=None, init=False)
+    _files: dict[str, bytes | None] = field(default_factory=dict, init=False)
     filesystem_error: EifError | None = field(default=None, init=False)
 
     @cached_property
@@ -113,6 +119,24 @@ class Subject:
             return self.filesystem.tree.lookup(path)
         except EifError:
             return None
+
+    def file(self, path: str) -> bytes | None:
+        """A small file's contents; None when there is none, or it has more than FILE_LIMIT bytes."""
+        if path not in self._files:
+            node = self.node(path)
+            self._files[path] = None
+            if node is not None and self.filesystem is not None:
+                with contextlib.suppress(EifError):
+                    self._files[path] = self.filesystem.read(node, limit=FILE_LIMIT)
+        return self._files[path]
+
+    @cached_property
+    def modules(self) -> tuple[tuple[str, str], ...]:
+        """Path, and name with underscores, of all files that are named like kernel modules."""
+        if self.filesystem is None:
+            return ()
+        named = ((path, _MODULE_NAME.search(path)) for path, node in self.filesystem.tree.walk() if node.is_file)
+        return tuple((path, match[1].replace("-", "_")) for path, match in named if match is not None)
 
     @cached_property
     def first_program(self) -> str:
