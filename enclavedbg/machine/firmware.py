@@ -1,8 +1,7 @@
 """The firmware: from the enclave image in guest memory to a kernel about to run.
 
 As on Nitro, the image lies in the guest's memory when the machine starts; the firmware checks and measures it
-there, then puts kernel, ramdisk and boot structures where Linux wants them. A guest reset runs it again, after
-the image was loaded again.
+there, then puts kernel, ramdisk and boot structures where Linux wants them.
 """
 
 from __future__ import annotations
@@ -97,7 +96,7 @@ def load_image(image: EifImage, memory: GuestMemory) -> None:
 
 
 class Firmware:
-    """Boots the image that lies at layout.EIF_LOAD_ADDRESS of `memory`, as often as the guest resets.
+    """Boots the image that lies at layout.EIF_LOAD_ADDRESS of `memory`.
 
     Every step is published as a BootStage with what it took, by `monotonic_ns` of the host.
     """
