@@ -17,8 +17,8 @@ from enclavedbg.machine.cpu.soft import native
 from enclavedbg.machine.layout import NSM_WINDOW, VSOCK_WINDOW
 from enclavedbg.machine.verdict import Outcome
 from enclavedbg.machine.virtio.mmio import Register, Status
-from tests.live.hostile import DONE, RINGS, HostileMachine
-from tests.machine.cpu.bare import ALIAS, CODE, DATA, HANDLERS, HLT, IDT, SIZE, TABLES, USER_CODE
+from tests.live.hostile import DONE, LIMIT, RINGS, HostileMachine
+from tests.machine.cpu.bare import ALIAS, CODE, DATA, HANDLERS, HLT, IDT, SIZE, TABLES, TSS, USER_CODE
 
 pytestmark = pytest.mark.live
 
@@ -261,6 +261,38 @@ def test_an_interrupt_that_fails_for_ever_can_be_stopped(machine: HostileMachine
     machine.gate(13, b"\xeb\xfe", ist=1)
     machine.memory.write(IDT + 13 * 16 + 5, b"\x8f")
     assert machine.run(ENABLE_TIMER, b"\xfb\xeb\xfe", seconds=BRIEFLY) is None
+
+
+def test_nor_does_it_when_the_stack_is_a_device(machine: HostileMachine) -> None:
+    """Each push is an access that asks for interrupts again."""
+    machine.gate(13, b"\xeb\xfe", ist=1)
+    machine.memory.write(IDT + 13 * 16 + 5, b"\x8f")
+    machine.memory.write_u64(TSS + 0x24, 0xC000_1000)
+    assert machine.run(ENABLE_TIMER, b"\xfb\xeb\xfe", seconds=BRIEFLY) is None
+
+
+def test_a_step_onto_a_breakpoint_of_the_guests_own_handler_ends(machine: HostileMachine) -> None:
+    """Stepping into the debug exception's handler, where a hardware breakpoint raises it again."""
+    handler = machine.gate(1, b"\x90" + DONE)
+    machine.state.dr[0], machine.state.dr[7] = handler, 0x402
+    machine.state.rflags = 0x102
+    machine.code(b"\x90\x90")
+    machine.start()
+    machine.vcpu.start()
+    for _ in range(6):
+        machine.vcpu.step()
+        assert machine.vcpu.wait(False, LIMIT)
+    assert machine.vcpu.verdict is None
+
+
+def test_virtual_8086_flag_in_long_mode(machine: HostileMachine) -> None:
+    """`sysret` lets a guest set it: what the processor then makes of a fault, it makes without the host's ruin."""
+    machine.gate(6, DONE)
+    machine.state.msrs.star = 0x0018_0010 << 32
+    machine.code(b"\x0f\x0b", at=USER_CODE)
+    load = rax(0x20202) + b"\x49\x89\xc3" + rax(USER_CODE) + b"\x48\x89\xc1\x48\x0f\x07"  # r11, rcx; sysretq
+    verdict = machine.run(load, seconds=BRIEFLY)
+    assert verdict is None or verdict.outcome in (Outcome.TRIPLE_FAULT, Outcome.HANG, Outcome.ENGINE_FAILURE)
 
 
 @pytest.mark.parametrize(

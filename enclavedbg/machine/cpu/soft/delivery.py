@@ -16,6 +16,7 @@ from enclavedbg.errors import GuestFault
 from enclavedbg.machine.cpu.engine import EngineFailure, TripleFault
 from enclavedbg.machine.cpu.soft import layout as at
 from enclavedbg.machine.cpu.soft.core import SegmentCache, UnicornCore
+from enclavedbg.machine.cpu.state import CR0_PE, CR0_PG, CR4_PAE, EFER_LMA
 from enclavedbg.machine.memory import GuestMemory
 from enclavedbg.machine.paging import Translation, translate
 
@@ -31,6 +32,7 @@ NO_TASK_STATE = "the task register holds nothing, so there is no stack to delive
 
 _WITH_ERROR_CODE = frozenset({8, 10, 11, 12, 13, 14, 17})
 _RF = 1 << 16
+_VM = 1 << 17
 _AC = 1 << 18
 _EFER_SCE = 1
 _LAZY_FLAGS = 0xCD5
@@ -97,7 +99,7 @@ class PythonDelivery:
             # Unicorn has gone past an INT already; should its gate refuse, the fault is the INT's.
             core.eip.value = self.instruction
         self._let_stop_through()
-        if not core.hflags.value & _HF_LMA:
+        if not self._long_mode:
             self._give_up(
                 EngineFailure(f"exception {vector} outside long mode at {core.eip.value:#x}: needs the native part")
             )
@@ -111,6 +113,13 @@ class PythonDelivery:
         if core.singlestep.value:
             # A step that faults ends at its handler's first instruction.
             core.stop()
+
+    @property
+    def _long_mode(self) -> bool:
+        """Whether the CPU is in long mode in every respect; QEMU lets a guest switch PAE off below it."""
+        core = self._core
+        paging = core.cr[0] & CR0_PE and core.cr[0] & CR0_PG and core.cr[4] & CR4_PAE
+        return bool(core.hflags.value & _HF_LMA and core.field(c_uint64, at.ENV_EFER).value & EFER_LMA and paging)
 
     def _let_stop_through(self) -> None:
         """An interrupt whose gate is bad may come again for ever, before Unicorn looks whether it should stop."""
@@ -223,6 +232,8 @@ class PythonDelivery:
             return _Fault(PROTECTION, error, f"{words} is not 64-bit")
         if upper & _CONFORMING:
             dpl = cpl
+        if core.eflags.value & _VM and not ist and dpl == cpl:
+            return _Fault(PROTECTION, error, f"{words} is not of the ring that virtual 8086 mode needs")
         return self._stack(vector, ist, dpl, cpl)
 
     def _stack(self, vector: int, ist: int, dpl: int, cpl: int) -> _Fault | None:

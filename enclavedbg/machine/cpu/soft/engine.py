@@ -222,6 +222,14 @@ class SoftEngine:
             core.interrupt_request.value |= at.INTERRUPT_VIRQ
         core.icount_high.value = 0xFFFF
 
+    def _offer_after_access(self) -> None:
+        """A device may have raised or lowered its line. With a stop on its way, the next run offers the interrupt."""
+        if self._core.exit_request.value:
+            # The guest's stack may be a device: offered within a delivery that fails, it would come again for ever.
+            self._withdraw_interrupt()
+        else:
+            self._offer_interrupt()
+
     def _withdraw_interrupt(self) -> None:
         if self._virq:
             self._virq = False
@@ -246,7 +254,7 @@ class SoftEngine:
         try:
             self._settle_interrupt()
             value = self._bus.port_read(port, size)
-            self._offer_interrupt()
+            self._offer_after_access()
         except BaseException as error:
             self._fail(error)
             return 0
@@ -256,7 +264,7 @@ class SoftEngine:
         try:
             self._settle_interrupt()
             self._bus.port_write(port, size, value)
-            self._offer_interrupt()
+            self._offer_after_access()
         except BaseException as error:
             self._fail(error)
 
@@ -264,7 +272,7 @@ class SoftEngine:
         try:
             self._settle_interrupt()
             value = self._bus.mmio_read(gpa, size)
-            self._offer_interrupt()
+            self._offer_after_access()
         except BaseException as error:
             self._fail(error)
             return 0
@@ -274,7 +282,7 @@ class SoftEngine:
         try:
             self._settle_interrupt()
             self._bus.mmio_write(gpa, size, value)
-            self._offer_interrupt()
+            self._offer_after_access()
         except BaseException as error:
             self._fail(error)
 

@@ -57,6 +57,7 @@ struct segment_cache {
 /* Mirrors `NativeLayout` in native.py. */
 struct layout {
     uint32_t uc_stop_request;
+    uint32_t uc_invalid_error;
     uint32_t cpu_exit_request;
     uint32_t cpu_exception_index;
     uint32_t cpu_interrupt_request;
@@ -247,6 +248,14 @@ void enclavedbg_deliver(void *uc, uint32_t vector, void *user)
 {
     struct engine *engine = user;
     engine->exceptions++;
+    /*
+     * Set when the delivery of this same exception met what is no memory at all. No guest can get there, only a
+     * debugger that makes up registers; Unicorn would try for ever.
+     */
+    if (FIELD(uint32_t, uc, engine->at.uc_invalid_error)) {
+        FIELD(int32_t, engine->cpu, engine->at.cpu_exception_index) = EXCP_HLT;
+        real.loop_exit(engine->cpu);
+    }
     /* Unicorn has gone past an INT already; should its gate refuse, the fault is the INT's (SDM volume 3, 6.5). */
     if (FIELD(int32_t, engine->env, engine->at.env_exception_is_int))
         FIELD(uint64_t, engine->env, engine->at.env_eip) = engine->instruction;
@@ -265,7 +274,7 @@ void enclavedbg_deliver(void *uc, uint32_t vector, void *user)
     if (FIELD(uint32_t, engine->cpu, engine->at.cpu_singlestep)) {
         /* A step that faults ends at its handler's first instruction. */
         FIELD(uint8_t, uc, engine->at.uc_stop_request) = 1;
-        FIELD(uint32_t, engine->cpu, engine->at.cpu_interrupt_request) |= CPU_INTERRUPT_DEBUG;
+        FIELD(uint8_t, engine->cpu, engine->at.cpu_exit_request) = 1;
     }
 }
 

@@ -23,6 +23,7 @@ class NativeLayout(Structure):
         (name, c_uint32)
         for name in (
             "uc_stop_request",
+            "uc_invalid_error",
             "cpu_exit_request",
             "cpu_exception_index",
             "cpu_interrupt_request",
@@ -86,6 +87,7 @@ def native_layout() -> NativeLayout:
     """The offsets of layout.py in the form that the library takes."""
     return NativeLayout(
         uc_stop_request=layout.UC_STOP_REQUEST,
+        uc_invalid_error=layout.UC_INVALID_ERROR,
         cpu_exit_request=layout.CPU_EXIT_REQUEST,
         cpu_exception_index=layout.CPU_EXCEPTION_INDEX,
         cpu_interrupt_request=layout.CPU_INTERRUPT_REQUEST,

@@ -7,7 +7,15 @@ from ctypes import c_int32, c_uint8, c_uint16, c_uint32, c_uint64
 
 from enclavedbg.machine.cpu.soft import layout as at
 from enclavedbg.machine.cpu.soft.core import SegmentCache, UnicornCore
-from enclavedbg.machine.cpu.state import CpuState, DescriptorTable, FpuState, ModelRegisters, Segment
+from enclavedbg.machine.cpu.state import (
+    EFER_LMA,
+    EFER_LME,
+    CpuState,
+    DescriptorTable,
+    FpuState,
+    ModelRegisters,
+    Segment,
+)
 
 _ATTRIBUTE_MASK = 0xF0FF
 _ALL_FLAGS = 0xFFFF_FFFF
@@ -76,8 +84,7 @@ def load(core: UnicornCore, state: CpuState) -> None:
     for i, value in ((0, state.cr0), (2, state.cr2), (3, state.cr3), (4, state.cr4)):
         core.cr[i] = value
     core.field(c_uint8, at.ENV_TPR).value = state.cr8
-    # SVM is not offered, and QEMU's own use of its control block (core.py) must stay the only one.
-    core.field(c_uint64, at.ENV_EFER).value = state.efer & ~EFER_SVME
+    core.field(c_uint64, at.ENV_EFER).value = _efer(state)
     for name, kind, offset in _MSR_FIELDS:
         core.field(kind, offset).value = getattr(state.msrs, name)
     # The debug registers' own breakpoints: away with those of before, then set the new ones.
@@ -91,6 +98,14 @@ def load(core: UnicornCore, state: CpuState) -> None:
     _load_fpu(core, state.fpu)
     core.halted.value = int(state.halted)
     core.lib.tlb_flush(core.cpu)
+
+
+def _efer(state: CpuState) -> int:
+    """EFER as a processor would have it with the state's other registers."""
+    # SVM is not offered, and QEMU's own use of its control block (core.py) must stay the only one.
+    efer = state.efer & ~(EFER_SVME | EFER_LMA)
+    # LMA is not set but follows (SDM volume 3, 9.8.5); without paging QEMU would leave physical memory behind.
+    return efer | EFER_LMA if efer & EFER_LME and state.paging else efer
 
 
 def _save_fpu(core: UnicornCore) -> FpuState:
