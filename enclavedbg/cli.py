@@ -31,8 +31,8 @@ enclavedbg {__version__}: run an AWS Nitro Enclave image here; stop it, look int
   --eif FILE       the enclave image
   --gdb ADDRESS    serve gdb; :1234 is this machine only, others: HOST:PORT
   --wait           stop before the first instruction of the kernel
-  --memory SIZE    the enclave's RAM, e.g. 512M; default: enough for the image
-  --cpu NAME       auto, soft or kvm; default: auto
+  --memory SIZE    the enclave's RAM: 512 (MiB), 2G; default: what it needs
+  --cpu NAME       auto or soft (kvm comes later); default: auto
   --cid N          the enclave's vsock context id, 4 or more; default: 16
   --debug-mode     attest as an enclave in debug mode does: PCRs are zero
   --vsock DIR      reach the guest's vsock through Unix sockets in this folder
@@ -76,6 +76,11 @@ def parse_size(text: str) -> int:
     return int(match[1]) << _SIZE_SHIFT[match[2].upper()]
 
 
+def parse_memory(text: str) -> int:
+    """Bytes of RAM; a plain number means MiB, as nitro-cli's --memory does."""
+    return int(text) << 20 if re.fullmatch("[0-9]{1,9}", text) and int(text) else parse_size(text)
+
+
 def parse_time(text: str) -> float:
     """Seconds from `30s`, `5m`, `500ms`, `1h` or a plain number of seconds."""
     match = _TIME.fullmatch(text.strip())
@@ -105,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--eif", type=Path)
     top.add_argument("--gdb", type=parse_address)
     top.add_argument("--wait", action="store_true")
-    top.add_argument("--memory", type=parse_size)
+    top.add_argument("--memory", type=parse_memory)
     top.add_argument("--cpu", choices=["auto", "soft", "kvm"], default="auto")
     top.add_argument("--cid", type=parse_cid, default=16)
     top.add_argument("--debug-mode", action="store_true")

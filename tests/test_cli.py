@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enclavedbg import __version__
-from enclavedbg.cli import HELP, main, parse, parse_address, parse_cid, parse_size, parse_time, parser
+from enclavedbg.cli import HELP, main, parse, parse_address, parse_cid, parse_memory, parse_size, parse_time, parser
 from enclavedbg.errors import EnclaveDbgError
 from enclavedbg.options import Address, Options, UsageError
 
@@ -155,3 +155,10 @@ def test_what_is_not_needed_is_not_imported() -> None:
 def test_module_can_be_run() -> None:
     done = subprocess.run([sys.executable, "-m", "enclavedbg", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"enclavedbg {__version__}\n"
+
+
+def test_memory_in_nitro_clis_unit() -> None:
+    assert parse_memory("512") == parse_memory("512M") == 512 << 20
+    assert parse_memory("2G") == 2 << 30
+    with pytest.raises(argparse.ArgumentTypeError):
+        parse_memory("0")

@@ -208,7 +208,9 @@ class Enclave:
         try:
             self.nsm.prepare()
         except NsmError as error:
-            self.publish(GuestWarning("nsm", str(error)))
+            self.nsm.authority = Authority(None, now=self.clock.host_now, random_bytes=self._random)
+            self.publish(GuestWarning("nsm", f"{error}. Until then documents are signed under a root of this run only"))
+            self.nsm.prepare()
         if self.image.signature is not None:
             from enclavedbg.eif.signature import read_signature, verify_signature
 

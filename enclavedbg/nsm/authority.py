@@ -141,7 +141,7 @@ class Authority:
         except OSError as error:
             raise NsmError(
                 f"the development authority cannot be kept in {folder}: {error.strerror}; "
-                "make the folder writable, name another, or use --ephemeral-authority"
+                "make the folder writable, or set XDG_STATE_HOME"
             ) from error
         cure = "move the file away and a new authority is made, whose root verifiers must then be given"
         try:

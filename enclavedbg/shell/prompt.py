@@ -65,8 +65,9 @@ def open_history(environ: Mapping[str, str]) -> History:
     path = history_file(environ)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with path.open("a"):
-            pass
+        # Owner only: what was sent to the guest and attested stands in it.
+        path.touch(mode=0o600)
+        path.chmod(0o600)
     except OSError as error:
         log.info("no history is kept: %s", error)
         return InMemoryHistory()

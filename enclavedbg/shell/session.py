@@ -48,6 +48,7 @@ INTERRUPTED = "interrupted"
 
 ENDED = "the enclave has ended; it can be looked at, and not go on"
 
+_BARE_ADDRESS = re.compile(r"[0-9a-f]{16}")
 _TERM = re.compile(r"\s*([+-]?)\s*([^\s+-]+)")
 
 
@@ -186,6 +187,8 @@ class Session:
     async def _value(self, word: str) -> int:
         if word.startswith("$"):
             return register_value(self.target.state(), word[1:].lower())
+        if _BARE_ADDRESS.fullmatch(word):
+            return int(word, 16)  # as we print addresses
         try:
             return int(word, 0)
         except ValueError:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from enclavedbg.cli import parse_size
+from enclavedbg.cli import parse_memory
 from enclavedbg.eif.lint import Finding, Report, Severity, lint
 from enclavedbg.verbs.eif.limits import add_limit, limits_from
 from enclavedbg.verbs.eif.output import print_json, safe
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="the enclave image")
     parser.add_argument(
-        "--memory", type=parse_size, metavar="SIZE", help="judge whether the image fits this much memory, e.g. 512M"
+        "--memory", type=parse_memory, metavar="SIZE", help="judge whether the image fits this much memory, e.g. 512M"
     )
     parser.add_argument("--json", action="store_true", help="the findings as JSON")
     add_limit(parser)
