@@ -246,7 +246,8 @@ def run(scenario: Callable[[Bench], Awaitable[None]], **options: object) -> None
         await asyncio.sleep(0)
         assert asyncio.all_tasks() == tasks
         assert bench.switch.connections() == ()
-        assert open_files() == files
+        # Fewer may be open: what an earlier test dropped is closed whenever it is collected.
+        assert open_files() <= files
 
     loggers = [logging.getLogger(name) for name in ("enclavedbg.vsock", "asyncio")]
     for logger in loggers:
