@@ -30,11 +30,16 @@ RENEWAL_MARGIN = timedelta(minutes=10)
 """A leaf with less than this left is replaced, so that who gets a document has time to check it."""
 
 
-def default_folder(environ: Mapping[str, str]) -> Path:
-    """Where the authority is kept: $XDG_STATE_HOME/enclavedbg/authority, by default under ~/.local/state."""
+def state_folder(environ: Mapping[str, str]) -> Path:
+    """Where this user's things outlive a run: $XDG_STATE_HOME/enclavedbg, by default under ~/.local/state."""
     state = environ.get("XDG_STATE_HOME", "")
     base = Path(state) if state.startswith("/") else Path(environ.get("HOME", "~")).expanduser() / ".local/state"
-    return base / "enclavedbg" / "authority"
+    return base / "enclavedbg"
+
+
+def default_folder(environ: Mapping[str, str]) -> Path:
+    """Where the authority is kept, in the user's state folder."""
+    return state_folder(environ) / "authority"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from prompt_toolkit.styles import Style
 from enclavedbg.errors import EnclaveDbgError
 from enclavedbg.machine.events import GuestStopped, Record
 from enclavedbg.machine.verdict import Verdict
+from enclavedbg.nsm.authority import state_folder
 from enclavedbg.shell.completion import ShellCompleter
 from enclavedbg.shell.enclave_commands import COMMANDS, state_text
 from enclavedbg.shell.render import event_line, wanted
@@ -54,10 +55,8 @@ GREETING_SECONDS = 5.0
 
 
 def history_file(environ: Mapping[str, str]) -> Path:
-    """Where typed lines are kept: $XDG_STATE_HOME/enclavedbg/history, by default under ~/.local/state."""
-    state = environ.get("XDG_STATE_HOME", "")
-    base = Path(state) if state.startswith("/") else Path(environ.get("HOME", "~")).expanduser() / ".local/state"
-    return base / "enclavedbg" / "history"
+    """Where typed lines are kept, in the user's state folder."""
+    return state_folder(environ) / "history"
 
 
 def open_history(environ: Mapping[str, str]) -> History:

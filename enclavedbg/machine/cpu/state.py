@@ -17,7 +17,6 @@ GENERAL_REGISTERS = (
 SEGMENT_REGISTERS = ("cs", "ss", "ds", "es", "fs", "gs")
 
 RFLAGS_IF = 1 << 9
-RFLAGS_TF = 1 << 8
 CR0_PE = 1 << 0
 CR0_PG = 1 << 31
 CR4_PSE = 1 << 4
@@ -25,7 +24,6 @@ CR4_PAE = 1 << 5
 CR4_LA57 = 1 << 12
 EFER_LME = 1 << 8
 EFER_LMA = 1 << 10
-EFER_NXE = 1 << 11
 
 
 @dataclass(slots=True)
