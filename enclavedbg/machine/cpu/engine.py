@@ -120,6 +120,13 @@ class CpuEngine(Protocol):
         """Replace the set of watchpoints."""
         ...
 
+    def set_exact_stops(self, wanted: bool) -> None:
+        """Whether `interrupt`, called by a device in a write to it, ends `run` right behind that instruction.
+
+        It costs a little at each access, so it is off until somebody needs it. Any thread.
+        """
+        ...
+
     def forget_code(self) -> None:
         """Drop translations: someone other than the guest wrote to its memory."""
         ...

@@ -136,6 +136,9 @@ class SoftEngine:
         self.support.set_watchpoints(watchpoints)
         self._core.lib.tlb_flush(self._core.cpu)
 
+    def set_exact_stops(self, wanted: bool) -> None:
+        self.support.set_exact_stops(wanted)
+
     def forget_code(self) -> None:
         self._core.lib.tb_flush(self._core.cpu)
 

@@ -30,6 +30,7 @@
 #define EXCP_DEBUG 0x10002
 #define CPU_INTERRUPT_DEBUG 0x80
 #define CPU_INTERRUPT_VIRQ 0x100
+#define CF_COUNT_MASK 0x7fff
 #define BP_MEM_READ 1
 #define BP_MEM_WRITE 2
 #define EXCP06_ILLOP 6
@@ -58,13 +59,16 @@ struct segment_cache {
 struct layout {
     uint32_t uc_stop_request;
     uint32_t uc_invalid_error;
+    uint32_t uc_tcg_context;
     uint32_t cpu_exit_request;
     uint32_t cpu_exception_index;
     uint32_t cpu_interrupt_request;
     uint32_t cpu_icount_decr;
     uint32_t cpu_cflags_next_tb;
     uint32_t cpu_singlestep;
+    uint32_t cpu_mem_io_pc;
     uint32_t cpu_halted;
+    uint32_t tb_cflags;
     uint32_t env_eip;
     uint32_t env_eflags;
     uint32_t env_hflags;
@@ -98,6 +102,7 @@ struct engine {
     uint32_t watch_hit;          /* 1: the access is being done again, alone; 2: done, stop */
     uint32_t watch_index;
     uint64_t watch_address;
+    uint32_t exact_stops;        /* writes to devices are done in blocks of their own */
     uint32_t debug_stop;         /* a breakpoint, a finished step or a watchpoint ended the run */
     uint32_t triple_fault;
     uint32_t no_task_state;      /* a stack was to be taken from a task register that holds nothing */
@@ -131,6 +136,9 @@ static struct {
     void (*set_page)(void *cpu, uint64_t va, uint64_t gpa, uint32_t attrs, int prot, int mmu, uint64_t size);
     uint64_t (*load64)(void *uc, void *space, uint64_t gpa, uint32_t attrs, uint32_t *result);
     void (*store32)(void *uc, void *space, uint64_t gpa, uint32_t value, uint32_t attrs, uint32_t *result);
+    uint32_t (*device_write)(void *uc, void *region, uint64_t at, uint64_t data, int op, uint32_t attrs);
+    void *(*block_of)(void *context, uintptr_t pc);
+    void (*do_alone)(void *cpu, uintptr_t pc);
 } real;
 
 #define FIELD(type, base, offset) (*(type *)((uint8_t *)(base) + (offset)))
@@ -193,6 +201,9 @@ int enclavedbg_bind(const char *library)
         { &real.set_page, "tlb_set_page_with_attrs_x86_64" },
         { &real.load64, "address_space_ldq_x86_64" },
         { &real.store32, "address_space_stl_notdirty_x86_64" },
+        { &real.device_write, "memory_region_dispatch_write_x86_64" },
+        { &real.block_of, "tcg_tb_lookup_x86_64" },
+        { &real.do_alone, "cpu_io_recompile_x86_64" },
     };
     for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
         void *symbol = dlsym(handle, wanted[i].name);
@@ -454,6 +465,8 @@ void address_space_stl_notdirty_x86_64(void *uc, void *space, uint64_t gpa, uint
     struct engine *engine = by_uc(uc);
     struct region *region = engine ? region_of_gpa(engine, gpa) : NULL;
     if (!region || gpa - region->gpa > region->size - sizeof value) {
+        if (engine)  /* a page walk is no instruction's access: see below */
+            FIELD(uintptr_t, engine->cpu, engine->at.cpu_mem_io_pc) = 0;
         real.store32(uc, space, gpa, value, attrs, result);
         return;
     }
@@ -508,4 +521,22 @@ void cpu_check_watchpoint_x86_64(void *cpu, uint64_t address, uint64_t length, u
             real.restore_state(cpu, ra, true);
         real.loop_exit_noexc(cpu);
     }
+}
+
+/*
+ * Every write to a device comes through here. Unicorn stops between blocks only, so a stop that the device asks for
+ * would come some instructions late. Before the device hears of the write, the instruction is therefore sent back
+ * to be done in a block of its own, with which QEMU's function for that leaves the block.
+ */
+uint32_t memory_region_dispatch_write_x86_64(void *uc, void *region, uint64_t at, uint64_t data, int op,
+                                             uint32_t attrs)
+{
+    struct engine *engine = by_uc(uc);
+    if (engine && engine->exact_stops) {
+        uintptr_t pc = FIELD(uintptr_t, engine->cpu, engine->at.cpu_mem_io_pc);
+        void *block = pc ? real.block_of(FIELD(void *, uc, engine->at.uc_tcg_context), pc) : NULL;
+        if (block && (FIELD(uint32_t, block, engine->at.tb_cflags) & CF_COUNT_MASK) != 1)
+            real.do_alone(engine->cpu, pc);
+    }
+    return real.device_write(uc, region, at, data, op, attrs);
 }

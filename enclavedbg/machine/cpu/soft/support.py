@@ -50,6 +50,10 @@ class Support(Protocol):
 
     def set_watchpoints(self, watchpoints: tuple[Watchpoint, ...]) -> None: ...
 
+    def set_exact_stops(self, wanted: bool) -> None:
+        """Whether a stop that a device asks for comes right behind the write to it."""
+        ...
+
     def counters(self) -> dict[str, int]:
         """How often what was needed; for people and benchmarks."""
         ...
@@ -106,6 +110,9 @@ class NativeSupport:
         for i, watch in enumerate(watchpoints):
             self._shared.watchpoint[i] = native.NativeWatchpoint(watch.address, watch.length, _ACCESS[watch.kind])
         self._shared.watchpoints = len(watchpoints)
+
+    def set_exact_stops(self, wanted: bool) -> None:
+        self._shared.exact_stops = wanted
 
     def counters(self) -> dict[str, int]:
         names = ("exceptions", "syscalls", "protected_pages", "first_writes")
@@ -222,6 +229,9 @@ class PythonSupport:
                 self._core.stop()
 
         return touched
+
+    def set_exact_stops(self, wanted: bool) -> None:
+        """In Python alone a stop comes at the end of the block: nothing can be sent back from here."""
 
     def counters(self) -> dict[str, int]:
         return {"exceptions": self._delivery.exceptions, "syscalls": self._delivery.syscalls}
