@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from enclavedbg import __version__
 from enclavedbg.errors import EnclaveDbgError
 from enclavedbg.options import LOOPBACK, Address, Options, OutputError, UsageError
+from enclavedbg.units import seconds
 
 if TYPE_CHECKING:
     from enclavedbg.verbs.table import Family
@@ -47,13 +48,11 @@ fault, 12 hang, 13 --timeout, 130 Ctrl-C; docs/exit-codes.md has them all.
 
 VERBS = ("demo",)
 
-FAMILIES = {"eif": "enclavedbg.verbs.eif"}
+FAMILIES = {"eif": "enclavedbg.verbs.eif", "attest": "enclavedbg.verbs.attest"}
 """Words with verbs of their own, by the module that has their table."""
 
 _SIZE = re.compile(r"([0-9]+) ?([KMGT]?)(i?B)?", re.IGNORECASE)
 _SIZE_SHIFT = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-_TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m|h|)")
-_TIME_UNIT = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def parse_address(text: str) -> Address:
@@ -83,10 +82,10 @@ def parse_memory(text: str) -> int:
 
 def parse_time(text: str) -> float:
     """Seconds from `30s`, `5m`, `500ms`, `1h` or a plain number of seconds."""
-    match = _TIME.fullmatch(text.strip())
-    if match is None or not float(match[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is no time; expected a number with ms, s, m or h, e.g. 30s")
-    return float(match[1]) * _TIME_UNIT[match[2]]
+    try:
+        return seconds(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def parse_cid(text: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from enclavedbg.machine.cpu.engine import CpuStop, Watchpoint
+from enclavedbg.machine.cpu.engine import StopReason, Watchpoint
 from enclavedbg.machine.cpu.state import CpuState
 from enclavedbg.machine.events import Record
 from enclavedbg.machine.paging import Translation
@@ -38,7 +38,7 @@ class DebugTarget(Protocol):
         ...
 
     @property
-    def stop_reason(self) -> CpuStop | None:
+    def stop_reason(self) -> StopReason | None:
         """Why the machine stands still; None while it runs, and when it has not run yet."""
         ...
 

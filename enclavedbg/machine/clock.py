@@ -6,8 +6,8 @@ hour at a breakpoint and no watchdog in the guest fires.
 
 from __future__ import annotations
 
+import hashlib
 import os
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +15,9 @@ from datetime import UTC, datetime, timedelta
 
 EntropySource = Callable[[int], bytes]
 """Returns the given number of random bytes."""
+
+SEEDED_START = datetime(2026, 1, 1, tzinfo=UTC)
+"""When every seeded run begins, by its own wall clock."""
 
 
 class Clock:
@@ -30,8 +33,7 @@ class Clock:
         self._lock = threading.Lock()
         self._elapsed = 0
         self._running_since: int | None = None
-        self._start = start
-        self._created = self._start or datetime.now(UTC)
+        self._created = start or datetime.now(UTC)
 
     @property
     def running(self) -> bool:
@@ -62,15 +64,53 @@ class Clock:
         return self._created + timedelta(microseconds=self.guest_ns() // 1000)
 
     def host_now(self) -> datetime:
-        """The host's time, an aware UTC datetime: what documents are dated with, however long a stop took.
-
-        With a `start` given, the guest's wall clock instead, so that runs can be repeated.
-        """
-        return self.wall() if self._start is not None else datetime.now(UTC)
+        """The host's time, an aware UTC datetime: what documents are dated with, however long a stop took."""
+        return datetime.now(UTC)
 
 
-def entropy_source(seed: int | None = None) -> EntropySource:
-    """The host's entropy, or with `seed` a repeatable stream of bytes (for tests and seeded runs only)."""
-    if seed is None:
-        return os.urandom
-    return random.Random(seed).randbytes  # noqa: S311 - repeatable on request, never the default
+class SteppedTime:
+    """A wall clock for runs that are to repeat: each reading is one millisecond after the one before.
+
+    The guest's own time goes by the host's clock, so whatever is dated by it differs between runs.
+    """
+
+    STEP = timedelta(milliseconds=1)
+
+    def __init__(self, start: datetime) -> None:
+        self._lock = threading.Lock()
+        self._next = start
+
+    def __call__(self) -> datetime:
+        """The time, an aware datetime; it goes on."""
+        with self._lock:
+            now = self._next
+            self._next = now + self.STEP
+        return now
+
+    def peek(self) -> datetime:
+        """The time that the next reading will give."""
+        with self._lock:
+            return self._next
+
+
+def entropy_source(seed: int | None = None, purpose: str = "") -> EntropySource:
+    """The host's entropy, or with `seed` a repeatable stream of bytes (for tests and seeded runs only).
+
+    Streams of one seed for several purposes have nothing in common: who draws from one moves no other.
+    """
+    return os.urandom if seed is None else _SeededStream(seed, purpose)
+
+
+class _SeededStream:
+    """The n-th draw depends on seed, purpose, n and length alone."""
+
+    def __init__(self, seed: int, purpose: str) -> None:
+        self._prefix = f"enclavedbg {seed} {purpose} ".encode()
+        self._lock = threading.Lock()
+        self._draws = 0
+
+    def __call__(self, length: int) -> bytes:
+        with self._lock:
+            self._draws += 1
+            draw = self._draws
+        return hashlib.shake_256(self._prefix + str(draw).encode()).digest(length)

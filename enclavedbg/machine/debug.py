@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from typing import TypeVar
 
 from enclavedbg.errors import GuestFault, MachineError
-from enclavedbg.machine.cpu.engine import CpuStop, Watchpoint
+from enclavedbg.machine.cpu.engine import StopReason, Watchpoint
 from enclavedbg.machine.cpu.state import CpuState
 from enclavedbg.machine.memory import GuestMemory
 from enclavedbg.machine.paging import Translation, translate
@@ -54,7 +54,7 @@ class DebugTarget:
         return self._vcpu.ending
 
     @property
-    def stop_reason(self) -> CpuStop | None:
+    def stop_reason(self) -> StopReason | None:
         return self._vcpu.stop_reason
 
     def hold(self, owner: str) -> None:

@@ -9,14 +9,16 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 from enclavedbg.eif import EifImage, Measurements, read_eif
 from enclavedbg.errors import EifError, MachineError, NsmError
 from enclavedbg.machine.bus import Bus
+from enclavedbg.machine.catchpoints import Catchpoints
 from enclavedbg.machine.chipset.board import Board
-from enclavedbg.machine.clock import Clock, entropy_source
+from enclavedbg.machine.clock import SEEDED_START, Clock, SteppedTime, entropy_source
 from enclavedbg.machine.console import Console
 from enclavedbg.machine.cpu.engine import CpuEngine
 from enclavedbg.machine.cpu.soft.engine import SoftEngine
@@ -32,7 +34,10 @@ from enclavedbg.machine.virtio.mmio import VirtioMmio
 from enclavedbg.machine.virtio.nsm import VirtioNsm
 from enclavedbg.machine.virtio.vsock import VirtioVsock
 from enclavedbg.nsm.authority import Authority, default_folder
-from enclavedbg.nsm.module import SecureModule, make_module_id
+from enclavedbg.nsm.document import MapEncoding
+from enclavedbg.nsm.faults import Fault
+from enclavedbg.nsm.module import SecureModule, make_instance_id, make_module_id
+from enclavedbg.nsm.pcr import identity_registers
 from enclavedbg.vsock.events import VsockHeartbeat
 from enclavedbg.vsock.switch import VsockSwitch
 from enclavedbg.vsock.unix import UnixEndpoints
@@ -53,7 +58,10 @@ class EnclaveConfig:
     """What a run is made of.
 
     `memory` is in bytes, None for the default; `vsock_dir` gets the Unix sockets of the hybrid convention;
-    `state_dir` keeps the authority, None for the user's own; `native=False` keeps to the CPU's Python path.
+    `state_dir` keeps the authority, None for the user's own; `ephemeral_authority` makes one for this run alone.
+    `role_arn` and `instance_id` are the parent's, for PCR3 and PCR4; without an id one is made up. With `seed`, what
+    the module answers and how it dates and signs documents repeats in every run, under a root that follows from the
+    seed. `faults` are those in force from the start. `native=False` keeps to the CPU's Python path.
     """
 
     eif: Path | bytes
@@ -65,6 +73,11 @@ class EnclaveConfig:
     console_file: Path | None = None
     state_dir: Path | None = None
     ephemeral_authority: bool = False
+    role_arn: str | None = None
+    instance_id: str | None = None
+    seed: int | None = None
+    map_encoding: MapEncoding = MapEncoding.INDEFINITE
+    faults: tuple[Fault, ...] = ()
     describe_devices: Literal["auto", "cmdline", "acpi"] = "auto"
     native: bool = True
 
@@ -88,12 +101,11 @@ class Enclave:
             raise MachineError("--cpu kvm: this release runs on the software CPU only; use --cpu soft or leave it out")
         self.config = config
         self._loop = loop
-        self._random = entropy_source()
         self._ended = asyncio.Event()
         self._endpoints: UnixEndpoints | None = None
         self._closed = False
         self._preparing = threading.Thread(target=self._prepare, name="enclavedbg-prepare", daemon=True)
-        self.clock = Clock()
+        self.clock = Clock(start=None if config.seed is None else SEEDED_START)
         self.events = EventStream(self.clock.guest_ns)
         self._witness = Witness()
         self.events.subscribe(self._witness)
@@ -134,22 +146,35 @@ class Enclave:
         self.nsm = self._make_module(self.booted.measurements)
         self.vsock = VsockSwitch(self.config.cid, self._loop, publish=self.publish, now_ns=self.clock.guest_ns)
         self._attach(VirtioVsock(self.vsock, post=self.vcpu.post), VSOCK_WINDOW, VSOCK_IRQ)
-        self._attach(VirtioNsm(self.nsm), NSM_WINDOW, NSM_IRQ)
+        self._attach(VirtioNsm(self.nsm, schedule=self.vcpu), NSM_WINDOW, NSM_IRQ)
+        self.catchpoints = Catchpoints(stop=self.vcpu.catch, on_change=self.engine.set_exact_stops)
+        self.events.subscribe(self.catchpoints)
 
     def _make_module(self, measurements: Measurements) -> SecureModule:
-        folder = None
-        if not self.config.ephemeral_authority:
-            folder = self.config.state_dir or default_folder(os.environ)
-        authority = Authority(folder, now=self.clock.host_now, random_bytes=self._random)
-        return SecureModule(
-            authority=authority,
-            measurements=measurements.as_mapping(),
-            module_id=make_module_id(self._random),
-            now=self.clock.host_now,
-            random_bytes=self._random,
-            debug_mode=self.config.debug_mode,
+        config = self.config
+        identity = entropy_source(config.seed, "identity")
+        instance_id = config.instance_id or make_instance_id(identity)
+        stepped = SteppedTime(SEEDED_START)
+        module = SecureModule(
+            authority=seeded_authority(config.seed, now=stepped.peek) if config.seed is not None else self._authority(),
+            measurements=measurements.as_mapping()
+            | identity_registers(instance_id=instance_id, role_arn=config.role_arn),
+            module_id=make_module_id(identity, instance_id=instance_id),
+            now=self.clock.host_now if config.seed is None else stepped,
+            random_bytes=entropy_source(config.seed, "answers"),
+            debug_mode=config.debug_mode,
             emit=self.publish,
+            map_encoding=config.map_encoding,
         )
+        for fault in config.faults:
+            module.faults.add(fault)
+        return module
+
+    def _authority(self, *, ephemeral: bool = False) -> Authority:
+        folder = None
+        if not self.config.ephemeral_authority and not ephemeral:
+            folder = self.config.state_dir or default_folder(os.environ)
+        return Authority(folder, now=self.clock.host_now, random_bytes=entropy_source())
 
     def _attach(self, device: VirtioDevice, window: int, irq: int) -> None:
         transport = VirtioMmio(device, self.memory, irq=self.board.pic.line(irq), publish=self.publish)
@@ -208,7 +233,10 @@ class Enclave:
         try:
             self.nsm.prepare()
         except NsmError as error:
-            self.nsm.authority = Authority(None, now=self.clock.host_now, random_bytes=self._random)
+            if self.config.seed is not None:
+                self.publish(GuestWarning("nsm", f"{error}. Until then no documents are signed"))
+                return
+            self.nsm.authority = self._authority(ephemeral=True)
             self.publish(GuestWarning("nsm", f"{error}. Until then documents are signed under a root of this run only"))
             self.nsm.prepare()
         if self.image.signature is not None:
@@ -245,6 +273,11 @@ class Enclave:
                 await asyncio.to_thread(self._preparing.join)
             await asyncio.to_thread(self.vcpu.close)
             await self.vsock.close()
+
+
+def seeded_authority(seed: int, *, now: Callable[[], datetime] = lambda: SEEDED_START) -> Authority:
+    """The authority of runs with this seed: who knows the number has its keys, so it is good for tests alone."""
+    return Authority(None, now=now, random_bytes=entropy_source(seed, "authority"), repeatable=True)
 
 
 def _memory_size(image: EifImage, asked: int | None) -> int:

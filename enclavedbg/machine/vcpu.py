@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import logging
 import threading
 from collections import deque
@@ -13,12 +15,14 @@ from enclavedbg.machine.chipset.board import Board
 from enclavedbg.machine.clock import Clock
 from enclavedbg.machine.cpu.engine import (
     BreakpointHit,
+    Caught,
     CpuEngine,
     CpuStop,
     EngineFailure,
     Halted,
     Interrupted,
     StepDone,
+    StopReason,
     TripleFault,
     WatchpointHit,
 )
@@ -48,7 +52,7 @@ class RunState(Enum):
 class VirtualCpu:
     """Runs one engine on a thread of its own.
 
-    `post` hands work of devices to that thread, to be done while the guest runs; `resume`, `step` and
+    `post` and `post_in` hand work of devices to that thread, to be done while the guest runs; `resume`, `step` and
     `request_stop` may come from any thread. Each stop is published as GuestStopped, the end as a Verdict. While
     `held` (a debugger is there), an end first stops the machine for a look; the next resume then ends it.
     """
@@ -73,8 +77,11 @@ class VirtualCpu:
         self._changed = threading.Condition()
         self._commands: deque[str] = deque()
         self._work: deque[Callable[[], None]] = deque()
+        self._timed: list[tuple[int, int, Callable[[], None]]] = []
+        self._order = itertools.count()
         self._stop_wanted = False
         self._stop_words = "interrupted"
+        self._caught: Caught | None = None
         self._closing = False
         self._ending: Verdict | None = None
         self._decision: Callable[[int], Verdict] | None = None
@@ -87,7 +94,7 @@ class VirtualCpu:
         self.runs = 0
         """How often the guest was let go: what was read of it in an earlier run is out of date."""
         self.state = RunState.STOPPED
-        self.stop_reason: CpuStop | None = None
+        self.stop_reason: StopReason | None = None
         self.verdict: Verdict | None = None
         self._thread = threading.Thread(target=self._main, name="enclavedbg-vcpu", daemon=True)
 
@@ -124,6 +131,13 @@ class VirtualCpu:
             self._work.append(work)
             self._changed.notify_all()
         self._alarm.ring()
+
+    def post_in(self, delay_ns: int, work: Callable[[], None]) -> None:
+        """Do `work` on the vCPU thread once so much guest time has passed."""
+        with self._changed:
+            heapq.heappush(self._timed, (self._clock.guest_ns() + delay_ns, next(self._order), work))
+            self._changed.notify_all()
+        self._alarm.rearm(self._seconds_to_look())
 
     def end(self, verdict: Verdict) -> None:
         """End the run from outside (time is up, the user leaves), whatever the guest does."""
@@ -175,6 +189,18 @@ class VirtualCpu:
         """The guest switched itself off."""
         self._guest_end(self._witness.power_off())
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the guest is about to be stopped: a device may leave what it was to do until it goes on."""
+        return self._stop_wanted
+
+    def catch(self, words: str) -> None:
+        """A catchpoint fits what a device does now: stop the guest here, and say so."""
+        with self._changed:
+            self._stop_wanted = True
+            self._caught = Caught(words)
+        self.engine.interrupt()
+
     def _guest_end(self, verdict: Verdict) -> None:
         if self._ending is None:
             self._ending = verdict
@@ -217,7 +243,7 @@ class VirtualCpu:
     def _run_until_stop(self) -> CpuStop:
         while not self._stop_wanted:
             self._do_work()
-            if self._decide():
+            if self._decide() or self._stop_wanted:
                 return Interrupted()
             self._board.pit.tick()
             if not self._alarm.enter(self._seconds_to_look()):
@@ -238,6 +264,8 @@ class VirtualCpu:
     def _step(self) -> CpuStop:
         """One instruction; a CPU in HLT is first left to wait for what wakes it."""
         self._do_work()
+        if self._stop_wanted:
+            return Interrupted()
         stop = self.engine.step()
         while stop == Halted(interruptible=True) and not self._stop_wanted and not self._decide():
             self._do_work()
@@ -253,12 +281,25 @@ class VirtualCpu:
         return self._ending is not None
 
     def _do_work(self) -> None:
-        while self._work:
+        # Work may ask for a stop, and put off what follows until the guest goes on.
+        while self._work and not self._stop_wanted:
             self._work.popleft()()
+        while not self._stop_wanted and (work := self._due()) is not None:
+            work()
+
+    def _due(self) -> Callable[[], None] | None:
+        """Take the first piece of work whose time has come."""
+        with self._changed:
+            if not self._timed or self._timed[0][0] > self._clock.guest_ns():
+                return None
+            return heapq.heappop(self._timed)[2]
 
     def _seconds_to_event(self) -> float | None:
-        event = self._board.pit.next_event_ns()
-        return None if event is None else max(0, event - self._clock.guest_ns()) / 1e9
+        with self._changed:
+            events = [self._timed[0][0]] if self._timed else []
+        if (tick := self._board.pit.next_event_ns()) is not None:
+            events.append(tick)
+        return max(0, min(events) - self._clock.guest_ns()) / 1e9 if events else None
 
     def _seconds_to_look(self) -> float:
         seconds = self._seconds_to_event()
@@ -300,11 +341,13 @@ class VirtualCpu:
         rip = self.engine.save_state().rip
         if self._ending is None:
             self._ending = self._fatal(reason, rip)
+        caught, self._caught = self._caught, None
         if self._ending is not None and not self.held:
             self._finish(self._ending)
             return
-        words = self._ending.line if self._ending else self._words(reason)
-        self._publish_stop(reason, words, rip)
+        stop: StopReason = caught if caught is not None and self._ending is None else reason
+        words = self._ending.line if self._ending else self._words(stop)
+        self._publish_stop(stop, words, rip)
 
     def _fatal(self, reason: CpuStop, rip: int) -> Verdict | None:
         match reason:
@@ -316,8 +359,10 @@ class VirtualCpu:
                 return self._witness.dead_halt(rip)
         return None
 
-    def _words(self, reason: CpuStop) -> str:
+    def _words(self, reason: StopReason) -> str:
         match reason:
+            case Caught(words=words):
+                return words
             case BreakpointHit():
                 return "breakpoint"
             case WatchpointHit(watchpoint=watch, address=address):
@@ -328,7 +373,7 @@ class VirtualCpu:
                 return "halted"
         return self._stop_words
 
-    def _publish_stop(self, reason: CpuStop, words: str, rip: int) -> None:
+    def _publish_stop(self, reason: StopReason, words: str, rip: int) -> None:
         self.stop_reason = reason
         with self._changed:
             self.state = RunState.STOPPED

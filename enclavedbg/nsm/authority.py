@@ -56,15 +56,22 @@ class Authority:
     """A chain of certificates that is made when first needed. Safe for several threads.
 
     `folder` keeps the root between runs; None makes a root that ends with this object. `now` gives aware
-    datetimes and `random_bytes` serial numbers and names; keys come from OpenSSL.
+    datetimes and `random_bytes` keys, serial numbers and names. With `repeatable`, signatures depend on nothing
+    else: with the same times and bytes all certificates and documents are the same.
     """
 
     def __init__(
-        self, folder: Path | None, *, now: Callable[[], datetime], random_bytes: Callable[[int], bytes]
+        self,
+        folder: Path | None,
+        *,
+        now: Callable[[], datetime],
+        random_bytes: Callable[[int], bytes],
+        repeatable: bool = False,
     ) -> None:
         self.folder = folder
         self._now = now
         self._random_bytes = random_bytes
+        self._repeatable = repeatable
         self._lock = threading.Lock()
         self._chain: list[Link] = []
         self._module_id: str | None = None
@@ -91,7 +98,7 @@ class Authority:
 
         A new certificate needs an issuer that outlives it, so renewal goes up the chain as far as it must.
         """
-        from enclavedbg.nsm.certificates import LEVELS, issue
+        from enclavedbg.nsm.certificates import LEVELS, issue, private_key
 
         if depth == 0:
             return self._root()
@@ -102,7 +109,15 @@ class Authority:
         issuer = self._ensure(depth - 1, min(level.lifetime, LEVELS[depth - 1].lifetime / 2), module_id)
         del self._chain[depth:]
         identity, serial = self._identity(level, module_id, now)
-        link = issue(level, issuer=issuer, identity=identity, serial=serial, now=now)
+        link = issue(
+            level,
+            issuer=issuer,
+            identity=identity,
+            serial=serial,
+            now=now,
+            key=private_key(self._random_bytes),
+            repeatable=self._repeatable,
+        )
         self._chain.append(link)
         log.debug("issued a %s certificate, valid until %s", level.name, link.not_after)
         return link
@@ -129,10 +144,17 @@ class Authority:
         return self._chain[0]
 
     def _make_root(self) -> Link:
-        from enclavedbg.nsm.certificates import ROOT, issue, random_serial
+        from enclavedbg.nsm.certificates import ROOT, issue, private_key, random_serial
 
-        serial = random_serial(self._random_bytes)
-        return issue(ROOT, issuer=None, identity="", serial=serial, now=self._now())
+        return issue(
+            ROOT,
+            issuer=None,
+            identity="",
+            serial=random_serial(self._random_bytes),
+            now=self._now(),
+            key=private_key(self._random_bytes),
+            repeatable=self._repeatable,
+        )
 
     def _kept_root(self, folder: Path) -> Link:
         from enclavedbg.nsm.certificates import from_pem, to_pem

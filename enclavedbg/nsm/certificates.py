@@ -30,6 +30,9 @@ COUNTRY = "XX"
 DER_LIMIT = 1024
 """Longest certificate that a document may carry."""
 
+_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973
+"""Of P-384's base point (SP 800-186, 3.2.1.4)."""
+
 COORDINATE_SIZE = 48
 """Bytes of r and of s in an ES384 signature."""
 
@@ -112,6 +115,8 @@ class Link:
     key: ec.EllipticCurvePrivateKey
     certificate: x509.Certificate
     der: bytes
+    repeatable: bool = False
+    """Sign equal data with equal signatures (RFC 6979)."""
 
     @property
     def not_after(self) -> datetime:
@@ -119,17 +124,32 @@ class Link:
 
     def sign(self, data: bytes) -> bytes:
         """ES384 signature of `data` as COSE wants it: r || s, 48 bytes each."""
-        r, s = decode_dss_signature(self.key.sign(data, ec.ECDSA(hashes.SHA384())))
+        algorithm = ec.ECDSA(hashes.SHA384(), deterministic_signing=self.repeatable)
+        r, s = decode_dss_signature(self.key.sign(data, algorithm))
         return r.to_bytes(COORDINATE_SIZE, "big") + s.to_bytes(COORDINATE_SIZE, "big")
 
 
-def issue(level: Level, *, issuer: Link | None, identity: str, serial: int, now: datetime) -> Link:
-    """Make a key and its certificate; without an issuer it signs itself.
+def private_key(random_bytes: EntropySource) -> ec.EllipticCurvePrivateKey:
+    """A key of P-384 made of 56 random bytes: the 64 bits beyond its size leave no bias (FIPS 186-5, A.2.1)."""
+    return ec.derive_private_key(int.from_bytes(random_bytes(56), "big") % (_ORDER - 1) + 1, ec.SECP384R1())
 
-    `identity` fills the subject's `{id}`. A certificate never outlives its issuer. Raises NsmError when the
-    names do not fit.
+
+def issue(
+    level: Level,
+    *,
+    issuer: Link | None,
+    identity: str,
+    serial: int,
+    now: datetime,
+    key: ec.EllipticCurvePrivateKey | None = None,
+    repeatable: bool = False,
+) -> Link:
+    """Make a certificate, for a new key unless one is given; without an issuer it signs itself.
+
+    `identity` fills the subject's `{id}`. A certificate never outlives its issuer. `repeatable` signs equal
+    certificates with equal signatures. Raises NsmError when the names do not fit, or OpenSSL is too old for that.
     """
-    key = ec.generate_private_key(ec.SECP384R1())
+    key = key or ec.generate_private_key(ec.SECP384R1())
     subject = x509.Name([x509.NameAttribute(oid, text.replace("{id}", identity)) for oid, text in level.subject])
     not_before = (now - level.backdate).astimezone(UTC).replace(microsecond=0)
     not_after = not_before + level.lifetime
@@ -156,11 +176,16 @@ def issue(level: Level, *, issuer: Link | None, identity: str, serial: int, now:
         place = x509.UniformResourceIdentifier(f"http://crl.{DOMAIN}/{level.name}.crl")
         point = x509.DistributionPoint([place], relative_name=None, reasons=None, crl_issuer=None)
         builder = builder.add_extension(x509.CRLDistributionPoints([point]), critical=False)
-    certificate = builder.sign((issuer.key if issuer else key), hashes.SHA384())
+    try:
+        certificate = builder.sign(
+            issuer.key if issuer else key, hashes.SHA384(), ecdsa_deterministic=repeatable or None
+        )
+    except UnsupportedAlgorithm as error:
+        raise NsmError("signatures that repeat need OpenSSL 3.2 or newer behind cryptography; update that") from error
     der = certificate.public_bytes(serialization.Encoding.DER)
     if len(der) > DER_LIMIT:
         raise NsmError(f"the {level.name} certificate has {len(der)} bytes, expected at most {DER_LIMIT}")
-    return Link(key, certificate, der)
+    return Link(key, certificate, der, repeatable)
 
 
 def _key_usage(level: Level) -> x509.KeyUsage:

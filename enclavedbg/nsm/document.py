@@ -61,6 +61,13 @@ class Check(Enum):
     PUBLIC_KEY = "expected public key"
 
 
+class MapEncoding(Enum):
+    """How the payload's map is written; real modules did the first until 2023, and do the second in 2026."""
+
+    DEFINITE = "definite"
+    INDEFINITE = "indefinite"
+
+
 class DocumentError(NsmError):
     """A document is refused; `check` is the first check that it failed."""
 
@@ -83,22 +90,30 @@ def sign_document(
     user_data: bytes | None = None,
     nonce: bytes | None = None,
     public_key: bytes | None = None,
+    map_encoding: MapEncoding = MapEncoding.DEFINITE,
 ) -> bytes:
     """A signed document. `timestamp` is an aware datetime, `pcrs` holds the locked registers by ascending index."""
-    payload = cbor2.dumps(
-        {
-            "module_id": module_id,
-            "digest": DIGEST,
-            "timestamp": (timestamp - EPOCH) // timedelta(milliseconds=1),
-            "pcrs": dict(pcrs),
-            "certificate": credentials.certificate,
-            "cabundle": list(credentials.cabundle),
-            "public_key": public_key,
-            "user_data": user_data,
-            "nonce": nonce,
-        }
-    )
-    return cbor2.dumps([PROTECTED, {}, payload, credentials.sign(signed_bytes(PROTECTED, payload))])
+    fields = {
+        "module_id": module_id,
+        "digest": DIGEST,
+        "timestamp": (timestamp - EPOCH) // timedelta(milliseconds=1),
+        "pcrs": dict(pcrs),
+        "certificate": credentials.certificate,
+        "cabundle": list(credentials.cabundle),
+        "public_key": public_key,
+        "user_data": user_data,
+        "nonce": nonce,
+    }
+    payload = cbor2.dumps(fields)
+    if map_encoding is MapEncoding.INDEFINITE:
+        # The head of a map of fewer than 24 entries is one byte (RFC 8949, 3.2.2).
+        payload = b"\xbf" + payload[1:] + b"\xff"
+    return envelope(payload, credentials.sign)
+
+
+def envelope(payload: bytes, sign: Callable[[bytes], bytes], *, protected: bytes = PROTECTED) -> bytes:
+    """A COSE_Sign1 around any payload, untagged as the real module's."""
+    return cbor2.dumps([protected, {}, payload, sign(signed_bytes(protected, payload))])
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,19 +32,42 @@ def _listing(message: Request | Response) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class NsmRequest:
+    """A request came and is not answered yet. `request` is None when it did not decode; `size` is in bytes."""
+
+    kind: ClassVar[str] = "nsm.request"
+    request: Request | None
+    size: int
+
+    @property
+    def name(self) -> str:
+        """The request's name on the wire, `?` when it did not decode."""
+        return self.request.name if self.request else "?"
+
+    def summary(self) -> str:
+        return _asked(self.request, self.size)
+
+
+def _asked(request: Request | None, size: int) -> str:
+    return f"{request.name} {_listing(request)}".rstrip() if request else f"{size} bytes"
+
+
+@dataclass(frozen=True, slots=True)
 class NsmExchange:
     """A request and its answer. `request` is None when it did not decode; `reason` says why an error was given.
 
-    Sizes are bytes on the virtqueue, `duration_ns` the time that answering took.
+    `response` is the answer as the module made it, None when a fault dropped it; `fault` says what one did. Sizes are
+    bytes on the virtqueue, `duration_ns` the time that answering took, without a fault's delay.
     """
 
     kind: ClassVar[str] = "nsm.exchange"
     request: Request | None
-    response: Response
+    response: Response | None
     reason: str
     request_size: int
     response_size: int
     duration_ns: int
+    fault: str = ""
 
     @property
     def name(self) -> str:
@@ -57,14 +80,16 @@ class NsmExchange:
         return self.response.code.name if isinstance(self.response, ErrorAnswer) else None
 
     def summary(self) -> str:
-        asked = f"{self.name} {_listing(self.request)}".rstrip() if self.request else f"{self.request_size} bytes"
-        if self.error:
+        if self.response is None:
+            got = "no answer"
+        elif self.error:
             got = f"{self.error} ({self.reason})"
         elif isinstance(self.response, Locked):
             got = "ok"
         else:
             got = _listing(self.response)
-        return f"{asked} -> {got}, {self.duration_ns / 1e6:.1f} ms"
+        fault = f" [fault: {self.fault}]" if self.fault else ""
+        return f"{_asked(self.request, self.request_size)} -> {got}, {self.duration_ns / 1e6:.1f} ms{fault}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,4 +106,4 @@ class PcrChange:
         return f"PCR{self.index} {self.action}: {self.value.hex()}"
 
 
-NsmEvent = NsmExchange | PcrChange
+NsmEvent = NsmRequest | NsmExchange | PcrChange

@@ -12,8 +12,9 @@ from datetime import datetime
 
 from enclavedbg.errors import NsmError
 from enclavedbg.nsm.authority import Authority
-from enclavedbg.nsm.document import FIELD_LIMIT, sign_document
-from enclavedbg.nsm.events import NsmEvent, NsmExchange, PcrChange
+from enclavedbg.nsm.document import FIELD_LIMIT, MapEncoding, sign_document
+from enclavedbg.nsm.events import NsmEvent, NsmExchange, NsmRequest, PcrChange
+from enclavedbg.nsm.faults import NO_EFFECTS, Effects, FaultTable
 from enclavedbg.nsm.pcr import DEBUG_ZEROED, PCR_COUNT, PcrBank, PcrState
 from enclavedbg.nsm.wire import (
     Attestation,
@@ -49,10 +50,14 @@ _MODULE_ID = re.compile(r"[A-Za-z0-9._-]{1,45}")
 """45 characters leave room for our domain in a certificate's common name, which ends at 64."""
 
 
+def make_instance_id(random_bytes: Callable[[int], bytes]) -> str:
+    """An instance id of the real shape, made up: `i-<17 hex>`."""
+    return f"i-{random_bytes(9).hex()[:17]}"
+
+
 def make_module_id(random_bytes: Callable[[int], bytes], *, instance_id: str | None = None) -> str:
     """A module id of the real shape: `i-<17 hex>-enc<16 hex>`, for a made-up instance unless one is given."""
-    instance = instance_id or f"i-{random_bytes(9).hex()[:17]}"
-    return f"{instance}-enc{random_bytes(8).hex()}"
+    return f"{instance_id or make_instance_id(random_bytes)}-enc{random_bytes(8).hex()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +67,26 @@ class ModuleState:
     bank: PcrState
 
 
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A request that was received and not answered yet.
+
+    `refusal` is why it did not decode, when `request` is None; `effects` is what a fault does to it.
+    """
+
+    request: Request | None
+    refusal: NsmRequestError | None
+    size: int
+    effects: Effects = NO_EFFECTS
+
+
 class SecureModule:
     """A Nitro Secure Module. Safe for several threads; the guest's requests come on the vCPU thread.
 
     `measurements` gives initial PCR values by index (bytes of 48, already extended; see `pcr.extended`). With
     `debug_mode`, those of the image (0, 1, 2, 8) are zero, as in a debug-mode enclave. `now` gives aware
     datetimes, `random_bytes` what GetRandom answers, `timer_ns` any clock for durations. `emit` is called with
-    each NsmEvent, outside the module's lock.
+    each NsmEvent, outside the module's lock. `faults` is what it is to do wrong.
     """
 
     def __init__(
@@ -83,6 +101,7 @@ class SecureModule:
         emit: Callable[[NsmEvent], object] = lambda event: None,
         timer_ns: Callable[[], int] = time.monotonic_ns,
         field_limit: int = FIELD_LIMIT,
+        map_encoding: MapEncoding = MapEncoding.INDEFINITE,
     ) -> None:
         if not _MODULE_ID.fullmatch(module_id):
             raise NsmError(f"module id {module_id!r}: expected 1 to 45 letters, digits, dots, dashes or underscores")
@@ -95,6 +114,8 @@ class SecureModule:
         self._emit = emit
         self._timer_ns = timer_ns
         self._field_limit = field_limit
+        self._map_encoding = map_encoding
+        self.faults = FaultTable()
         self._lock = threading.RLock()
         self.bank = PcrBank(self._initial)
 
@@ -119,20 +140,54 @@ class SecureModule:
         """
         self.authority.credentials(self.module_id)
 
-    def handle(self, request: bytes, response_capacity: int) -> bytes:
-        """Answer one request; the answer has at most `response_capacity` bytes.
+    def handle(self, request: bytes, response_capacity: int) -> bytes | None:
+        """Receive a request and answer it at once: see `answer`. A fault's delay is not waited for."""
+        return self.answer(self.receive(request), response_capacity)
 
-        Nothing in `request` makes this raise. An answer that does not fit becomes BufferTooSmall, with the
-        request's effect done, and no bytes at all when not even that fits.
-        """
-        started = self._timer_ns()
-        decoded: Request | None = None
-        reason = ""
-        changes: list[PcrChange] = []
+    def receive(self, request: bytes) -> Incoming:
+        """Take a request, of which nothing is done yet. Nothing in it makes this raise."""
+        decoded, refusal = None, None
         try:
             decoded = decode_request(request)
+        except NsmRequestError as error:
+            refusal = error
+        self._emit(NsmRequest(decoded, len(request)))
+        return Incoming(decoded, refusal, len(request), self.faults.effects(decoded))
+
+    def answer(self, incoming: Incoming, response_capacity: int) -> bytes | None:
+        """Do what a request asks; the answer has at most `response_capacity` bytes, and is None when it is dropped.
+
+        An answer that does not fit becomes BufferTooSmall, with the request's effect done, and no bytes at all when
+        not even that fits.
+        """
+        started = self._timer_ns()
+        changes: list[PcrChange] = []
+        effects = incoming.effects
+        response: Response | None = None
+        answer: bytes | None = None
+        reason = "dropped"
+        if not effects.drop:
+            response, answer, reason = self._fulfil(incoming, response_capacity, changes)
+            answer = answer[: effects.cut]
+        for change in changes:
+            self._emit(change)
+        took, size = self._timer_ns() - started, len(answer or b"")
+        self._emit(NsmExchange(incoming.request, response, reason, incoming.size, size, took, effects.text))
+        return answer
+
+    def _fulfil(
+        self, incoming: Incoming, response_capacity: int, changes: list[PcrChange]
+    ) -> tuple[Response, bytes, str]:
+        """The response, its bytes, and why it is an error; what happened to registers goes to `changes`."""
+        request, reason = incoming.request, ""
+        try:
+            if incoming.effects.error is not None:
+                raise NsmRequestError(incoming.effects.error, "as the fault says")
+            if request is None:
+                assert incoming.refusal is not None
+                raise incoming.refusal
             with self._lock:
-                response = self._respond(decoded, changes)
+                response = self._respond(request, changes)
             answer = encode_response(response)
             if len(answer) > response_capacity:
                 raise NsmRequestError(
@@ -143,15 +198,10 @@ class SecureModule:
             response, reason = ErrorAnswer(error.code), str(error)
             answer = encode_response(response)
         except NsmError as error:
-            log.warning("the secure module cannot answer %s: %s", decoded.name if decoded else "a request", error)
+            log.warning("the secure module cannot answer %s: %s", request.name if request else "a request", error)
             response, reason = ErrorAnswer(ErrorCode.InternalError), str(error)
             answer = encode_response(response)
-        if len(answer) > response_capacity:
-            answer = b""
-        for change in changes:
-            self._emit(change)
-        self._emit(NsmExchange(decoded, response, reason, len(request), len(answer), self._timer_ns() - started))
-        return answer
+        return response, answer if len(answer) <= response_capacity else b"", reason
 
     def describe(self) -> ModuleDescription:
         """What DescribeNSM answers."""
@@ -178,6 +228,7 @@ class SecureModule:
             user_data=user_data,
             nonce=nonce,
             public_key=public_key,
+            map_encoding=self._map_encoding,
         )
 
     def _respond(self, request: Request, changes: list[PcrChange]) -> Response:

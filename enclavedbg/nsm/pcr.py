@@ -25,6 +25,17 @@ def extended(value: bytes, data: bytes) -> bytes:
     return hashlib.sha384(value + data).digest()
 
 
+def identity_registers(*, instance_id: str, role_arn: str | None = None) -> dict[int, bytes]:
+    """PCR4 of the parent's instance id, and PCR3 of its IAM role's ARN if it has one: the strings as they are.
+
+    An image's registers extend a digest instead (AWS user guide, "Cryptographic attestation").
+    """
+    registers = {4: extended(ZERO, instance_id.encode())}
+    if role_arn is not None:
+        registers[3] = extended(ZERO, role_arn.encode())
+    return registers
+
+
 @dataclass(frozen=True, slots=True)
 class PcrState:
     """All registers' values, and which are locked."""

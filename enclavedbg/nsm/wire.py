@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import cbor2
 
@@ -100,6 +100,11 @@ class Attestation:
 
 
 Request = DescribeNSM | GetRandom | DescribePCR | ExtendPCR | LockPCR | LockPCRs | Attestation
+
+
+def request_types() -> tuple[type[Request], ...]:
+    """All kinds of requests."""
+    return get_args(Request)
 
 
 def _u16(value: Any) -> int | None:

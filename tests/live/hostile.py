@@ -81,7 +81,7 @@ class HostileMachine(BareGuest):
         self.switch = VsockSwitch(16, loop, publish=self.publish, now_ns=self.clock.guest_ns)
         for device, window, irq in (
             (VirtioVsock(self.switch, post=self.vcpu.post), VSOCK_WINDOW, VSOCK_IRQ),
-            (VirtioNsm(module), NSM_WINDOW, NSM_IRQ),
+            (VirtioNsm(module, schedule=self.vcpu), NSM_WINDOW, NSM_IRQ),
         ):
             transport = VirtioMmio(device, self.memory, irq=self.board.pic.line(irq), publish=self.publish)
             self.bus.attach_mmio(window, VIRTIO_WINDOW_SIZE, transport)

@@ -11,6 +11,7 @@ import pytest
 from enclavedbg.machine import vcpu
 from enclavedbg.machine.cpu.engine import (
     BreakpointHit,
+    Caught,
     EngineFailure,
     Halted,
     StepDone,
@@ -313,3 +314,74 @@ def test_no_stop_is_lost(machine: ScriptedMachine) -> None:
         machine.stopped()
         machine.engine.stops.clear()
     assert len(machine.stops) == 200
+
+
+def test_work_in_guest_time_waits_until_it_is_due(machine: ScriptedMachine) -> None:
+    done: list[int] = []
+    machine.vcpu.post_in(2_000_000_000, lambda: done.append(2))
+    machine.vcpu.post_in(1_000_000_000, lambda: done.append(1))
+    machine.go()
+    machine.vcpu.request_stop()
+    machine.stopped()
+    assert done == []
+    machine.now += 60_000_000_000  # a minute at a breakpoint is no time to the guest
+    machine.go()
+    machine.vcpu.request_stop()
+    machine.stopped()
+    assert done == []
+    machine.go()
+    machine.now += 1_500_000_000
+    finished = threading.Event()
+    machine.vcpu.post_in(500_000_000, finished.set)
+    machine.now += 500_000_000
+    machine.vcpu.post(lambda: done.append(0))  # gets the vCPU out, as the alarm does when the time has come
+    assert finished.wait(LIMIT)
+    assert done == [0, 1, 2]
+
+
+def test_a_waiting_cpu_wakes_for_work_that_is_due(machine: ScriptedMachine) -> None:
+    done = threading.Event()
+    machine.vcpu.post_in(1, done.set)
+    machine.engine.give(IDLE)
+    machine.go()
+    machine.now = 10
+    assert done.wait(LIMIT)
+
+
+def test_a_catchpoint_is_the_reason_of_the_stop(machine: ScriptedMachine) -> None:
+    machine.go()
+    machine.vcpu.post(lambda: machine.vcpu.catch("catchpoint 1: something"))
+    assert machine.stopped().reason == "catchpoint 1: something"
+    assert machine.vcpu.stop_reason == Caught("catchpoint 1: something")
+    machine.go()
+    machine.vcpu.request_stop()
+    assert machine.stopped().reason == "interrupted", "it is said once"
+
+
+def test_what_a_device_put_off_is_done_at_the_next_run(machine: ScriptedMachine) -> None:
+    done: list[str] = []
+
+    def ring() -> None:
+        machine.vcpu.catch("catchpoint 1: something")
+        assert machine.vcpu.stopping
+        machine.vcpu.post(lambda: done.append("answered"))
+
+    machine.go()
+    machine.vcpu.post(ring)
+    machine.stopped()
+    assert done == []
+    machine.vcpu.step()
+    machine.stopped()
+    assert done == ["answered"]
+
+
+def test_a_catchpoint_in_what_was_put_off_stops_before_anything_runs(machine: ScriptedMachine) -> None:
+    machine.vcpu.post(lambda: machine.vcpu.catch("catchpoint 1: something"))
+    rip, runs = machine.engine.state.rip, machine.engine.runs
+    machine.vcpu.step()
+    assert machine.stopped().reason == "catchpoint 1: something"
+    assert (machine.engine.state.rip, machine.engine.runs) == (rip, runs)
+    machine.vcpu.post(lambda: machine.vcpu.catch("catchpoint 2: something"))
+    machine.vcpu.resume()
+    assert machine.stopped().reason == "catchpoint 2: something"
+    assert machine.engine.runs == runs

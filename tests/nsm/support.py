@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 
 from enclavedbg.nsm.authority import Authority
+from enclavedbg.nsm.document import MapEncoding
 from enclavedbg.nsm.events import NsmEvent
 from enclavedbg.nsm.module import SecureModule
 
@@ -46,6 +47,7 @@ def make_module(
     debug_mode: bool = False,
     emit: Callable[[NsmEvent], object] = lambda event: None,
     measurements: dict[int, bytes] | None = None,
+    map_encoding: MapEncoding = MapEncoding.DEFINITE,
 ) -> SecureModule:
     return SecureModule(
         authority=authority or shared_authority(),
@@ -55,4 +57,5 @@ def make_module(
         random_bytes=entropy(),
         debug_mode=debug_mode,
         emit=emit,
+        map_encoding=map_encoding,
     )

@@ -20,8 +20,8 @@ from enclavedbg.nsm.certificates import summarise
 from tests.nsm.support import MODULE_ID, START, SetClock, entropy
 
 
-def make(folder: Path | None = None, *, clock: SetClock | None = None) -> Authority:
-    return Authority(folder, now=clock or SetClock(), random_bytes=entropy())
+def make(folder: Path | None = None, *, clock: SetClock | None = None, seed: int = 1) -> Authority:
+    return Authority(folder, now=clock or SetClock(), random_bytes=entropy(seed))
 
 
 def load(credentials: Credentials) -> list[x509.Certificate]:
@@ -161,7 +161,21 @@ def test_root_is_kept_between_runs(tmp_path: Path) -> None:
 def test_ephemeral_root_is_made_afresh() -> None:
     authority = make()
     assert authority.root() == authority.root()
-    assert authority.root() != make().root()
+    assert authority.root() != make(seed=2).root()
+
+
+def test_repeatable_authority_signs_the_same_again() -> None:
+    """The same bytes for keys and the same times: certificates and signatures are then the same, bit for bit."""
+
+    def run(*, repeatable: bool) -> tuple[bytes, ...]:
+        authority = Authority(None, now=SetClock(), random_bytes=entropy(), repeatable=repeatable)
+        credentials = authority.credentials(MODULE_ID)
+        return (*credentials.cabundle, credentials.certificate, credentials.sign(b"x"))
+
+    assert run(repeatable=True) == run(repeatable=True)
+    assert run(repeatable=False) != run(repeatable=False), "by default a signature is made with randomness of its own"
+    authority = Authority(None, now=SetClock(), random_bytes=entropy(2), repeatable=True)
+    assert authority.root() != run(repeatable=True)[0]
 
 
 def test_damaged_file_is_refused_with_the_cure(tmp_path: Path) -> None:
@@ -176,7 +190,7 @@ def test_damaged_file_is_refused_with_the_cure(tmp_path: Path) -> None:
 
 def test_key_of_another_certificate_is_refused(tmp_path: Path) -> None:
     make(tmp_path / "a").root()
-    make(tmp_path / "b").root()
+    make(tmp_path / "b", seed=2).root()
     one, other = (tmp_path / name / FILE_NAME for name in "ab")
     marker = b"-----BEGIN PRIVATE KEY"
     certificate = one.read_bytes().partition(marker)[0]

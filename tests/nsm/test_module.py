@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from enclavedbg.errors import NsmError
 from enclavedbg.nsm.authority import Authority
-from enclavedbg.nsm.document import decode_document
-from enclavedbg.nsm.events import NsmEvent, NsmExchange, PcrChange
+from enclavedbg.nsm.document import MapEncoding, decode_document
+from enclavedbg.nsm.events import NsmEvent, NsmExchange, NsmRequest, PcrChange
 from enclavedbg.nsm.module import SecureModule, make_module_id
 from enclavedbg.nsm.pcr import ZERO
 from enclavedbg.nsm.verify import verify
@@ -93,7 +93,8 @@ def test_registers() -> None:
 def test_errors(request_: Request, error: str) -> None:
     events: list[NsmEvent] = []
     assert ask(make_module(emit=events.append), request_) == {"Error": error}
-    (event,) = events
+    asked, event = events
+    assert isinstance(asked, NsmRequest)
     assert isinstance(event, NsmExchange)
     assert event.error == error
     assert event.reason
@@ -161,8 +162,15 @@ def test_events_tell_what_happened() -> None:
     ask(module, LockPCRs(18))
     ask(module, Attestation(nonce=b"secret"))
     module.handle(b"\xff", CAPACITY)
-    kinds = [event.kind for event in events]
-    assert kinds == ["nsm.pcr", "nsm.exchange"] + ["nsm.pcr"] * 2 + ["nsm.exchange"] * 3
+    kinds = [event.kind.removeprefix("nsm.") for event in events]
+    exchange = ["request", "exchange"]
+    assert kinds == ["request", "pcr", "exchange", "request", "pcr", "pcr", "exchange", *exchange, *exchange]
+    asked = [event for event in events if isinstance(event, NsmRequest)]
+    assert [event.summary() for event in asked[2:]] == [
+        "Attestation user_data=none nonce=6 bytes public_key=none",
+        "1 bytes",
+    ]
+    assert [event.name for event in asked] == ["ExtendPCR", "LockPCRs", "Attestation", "?"]
     changes = [event for event in events if isinstance(event, PcrChange)]
     assert [(change.index, change.action) for change in changes] == [(16, "extended"), (16, "locked"), (17, "locked")]
     assert changes[0].value == module.bank.describe(16)[1]
@@ -182,7 +190,7 @@ def test_authority_that_cannot_be_had_is_an_internal_error(tmp_path: Path) -> No
     events: list[NsmEvent] = []
     module = make_module(authority=authority, emit=events.append)
     assert ask(module, Attestation()) == {"Error": "InternalError"}
-    assert "cannot be kept" in events[0].summary()
+    assert "cannot be kept" in events[-1].summary()
     with pytest.raises(NsmError, match="cannot be kept"):
         module.prepare()
 
@@ -191,6 +199,13 @@ def test_attest_refuses_what_the_guest_may_not_send() -> None:
     with pytest.raises(NsmRequestError) as caught:
         make_module().attest(nonce=bytes(1025))
     assert caught.value.code is ErrorCode.InputTooLarge
+
+
+def test_map_encodings() -> None:
+    for encoding, first in ((MapEncoding.DEFINITE, 0xA9), (MapEncoding.INDEFINITE, 0xBF)):
+        document = make_module(map_encoding=encoding).attest(nonce=b"n")
+        assert cbor2.loads(document)[2][0] == first
+        assert verify(document, root=shared_authority().root(), nonce=b"n").document.pcrs[0] == PCR0
 
 
 def test_module_ids() -> None:

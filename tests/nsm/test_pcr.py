@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from enclavedbg.errors import NsmError
-from enclavedbg.nsm.pcr import ZERO, PcrBank, extended
+from enclavedbg.nsm.pcr import ZERO, PcrBank, extended, identity_registers
 from enclavedbg.nsm.wire import ErrorCode, NsmRequestError
 
 
@@ -20,6 +20,11 @@ def test_values_of_instance_id_and_role() -> None:
     assert extended(ZERO, b"arn:aws:iam::123456789012:role/Webserver").hex() == (
         "78fce75db17cd4e0a3fb8dad3ad128ca5e77edbb2b2c7f75329dccd99aa5f6ef4fc1f1a452e315b9e98f9e312e6921e6"
     )
+    registers = identity_registers(
+        instance_id="i-1234567890abcdef0", role_arn="arn:aws:iam::123456789012:role/Webserver"
+    )
+    assert {index: value.hex()[:8] for index, value in registers.items()} == {4: "08f996b5", 3: "78fce75d"}
+    assert list(identity_registers(instance_id="i-1234567890abcdef0")) == [4]
 
 
 def test_bank_at_boot() -> None:

@@ -80,6 +80,17 @@ class EngineFailure:
 CpuStop = BreakpointHit | WatchpointHit | StepDone | Halted | TripleFault | Interrupted | EngineFailure
 
 
+@dataclass(frozen=True, slots=True)
+class Caught:
+    """A catchpoint stopped the machine. No engine gives this: the vCPU does, where it was asked for the stop."""
+
+    words: str
+
+
+StopReason = CpuStop | Caught
+"""Why the machine stands still."""
+
+
 class CpuEngine(Protocol):
     """One virtual CPU."""
 

@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, Protocol
 
 from enclavedbg.errors import MachineError
 from enclavedbg.machine.virtio.device import VIRTIO_F_VERSION_1, Transport
 from enclavedbg.machine.virtio.queue import Chain, QueueError, SplitQueue
-from enclavedbg.nsm.module import ModuleState, SecureModule
+from enclavedbg.nsm.module import Incoming, ModuleState, SecureModule
 from enclavedbg.nsm.wire import REQUEST_LIMIT, RESPONSE_LIMIT
+
+
+class Schedule(Protocol):
+    """When the device may go on with what it put off; `VirtualCpu` has this shape. All on the vCPU thread."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the guest is about to be stopped."""
+        ...
+
+    def post(self, work: Callable[[], None]) -> None:
+        """Do `work` once the guest runs."""
+        ...
+
+    def post_in(self, delay_ns: int, work: Callable[[], None]) -> None:
+        """Do `work` once so much guest time has passed."""
+        ...
 
 
 class VirtioNsm:
     """One queue; a command is two chains: the request (device-readable), then a buffer for the answer.
 
     Both come back in that order before one interrupt is raised, the request with length 0 and the answer with its
-    exact length: Linux wakes on the first interrupt and expects two used elements. Answers are given at once,
-    on the vCPU thread.
+    exact length: Linux wakes on the first interrupt and expects two used elements. Answers are given on the vCPU
+    thread, at once unless a fault delays them or a catchpoint stops the machine; what is put off stays in the ring, so
+    there is no state of it but that the first request there was heard of.
     """
 
     device_id: ClassVar[int] = 33  # VIRTIO_ID_NITRO_SEC_MOD
     name: ClassVar[str] = "virtio-nsm"
     features: ClassVar[int] = VIRTIO_F_VERSION_1
-    queue_sizes: ClassVar[tuple[int, ...]] = (2,)
+    # Linux fills two descriptors at a time, and leaves those for which no answer ever came.
+    queue_sizes: ClassVar[tuple[int, ...]] = (16,)
 
-    def __init__(self, module: SecureModule) -> None:
+    def __init__(self, module: SecureModule, *, schedule: Schedule) -> None:
         self.module = module
+        self._schedule = schedule
         self._transport: Transport | None = None
         self._queue: SplitQueue | None = None
+        self._first: Incoming | None = None
+        self._waiting = False
 
     def attach(self, transport: Transport) -> None:
         self._transport = transport
@@ -42,7 +65,7 @@ class VirtioNsm:
     def notify(self, queue: int) -> None:
         """Answer every command that is there whole; a request whose answer buffer is still to come waits."""
         ring = self._queue
-        if ring is None or self._transport is None:
+        if ring is None or self._transport is None or self._waiting:
             return
         answered = False
         # The bound is that of one round of the ring: more can only come from another CPU, which will kick.
@@ -50,12 +73,18 @@ class VirtioNsm:
             request, answer = ring.pop(), ring.pop()
             if request is None or answer is None:
                 break
-            self._exchange(ring, request, answer)
-            answered = True
+            if not self._may_answer(request, answer):
+                ring.unpop()
+                ring.unpop()
+                break
+            answered |= self._answer(ring, request, answer)
         if answered:
             self._transport.signal_used(ring)
 
-    def _exchange(self, ring: SplitQueue, request: Chain, answer: Chain) -> None:
+    def _may_answer(self, request: Chain, answer: Chain) -> bool:
+        """Hear of the first request, once; False when its answer is put off, and `_go_on` will be called."""
+        if self._first is not None:
+            return True
         if request.writable or not request.readable:
             raise QueueError(
                 f"the request's chain has {request.readable_size} readable and {request.writable_size} writable "
@@ -67,15 +96,45 @@ class VirtioNsm:
                 f"the answer's chain has {answer.readable_size} readable bytes, expected writable ones only"
             )
         # One byte more than is legal tells the module that the request is too large.
-        asked = request.read(REQUEST_LIMIT + 1)
-        data = self.module.handle(asked, min(answer.writable_size, RESPONSE_LIMIT))
+        self._first = self.module.receive(request.read(REQUEST_LIMIT + 1))
+        delay_ns = self._first.effects.delay_ns
+        self._waiting = delay_ns > 0 or self._schedule.stopping
+        if not self._waiting:
+            return True
+        assert self._transport is not None
+        generation = self._transport.generation
+        if delay_ns:
+            self._schedule.post_in(delay_ns, lambda: self._go_on(generation))
+        else:
+            self._schedule.post(lambda: self._go_on(generation))
+        return False
+
+    def _go_on(self, generation: int) -> None:
+        """Answer what was put off, unless the driver has started again since."""
+        if self._transport is not None and self._transport.generation == generation:
+            self._waiting = False
+            self._transport.service(lambda: self.notify(0))
+
+    def _answer(self, ring: SplitQueue, request: Chain, answer: Chain) -> bool:
+        """Answer the first request; False when a fault has it dropped, and its chains never come back."""
+        assert self._first is not None
+        first, self._first = self._first, None
+        # The chains are read again after a delay, so the guest may have changed what is in them.
+        if answer.readable:
+            raise QueueError("the answer's chain became readable while the answer was put off")
+        data = self.module.answer(first, min(answer.writable_size, RESPONSE_LIMIT))
+        if data is None:
+            return False
         written = answer.write(data)
         ring.push(request, 0)
         ring.push(answer, written)
+        return True
 
     def reset(self) -> None:
         """The driver starts again; registers are the module's and stay as they are."""
         self._queue = None
+        self._first = None
+        self._waiting = False
 
     def save(self) -> ModuleState:
         return self.module.save()

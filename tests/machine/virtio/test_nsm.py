@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import cbor2
 import pytest
@@ -15,6 +16,7 @@ from enclavedbg.machine.memory import GuestMemory
 from enclavedbg.machine.virtio.mmio import VirtioMmio
 from enclavedbg.machine.virtio.nsm import VirtioNsm
 from enclavedbg.nsm.events import NsmExchange
+from enclavedbg.nsm.faults import parse_fault
 from enclavedbg.nsm.pcr import ZERO
 from enclavedbg.nsm.verify import verify
 from enclavedbg.nsm.wire import (
@@ -35,18 +37,58 @@ RAM = 1 << 20
 RESPONSE_SIZE = 0x3000
 
 
-class Guest:
-    """A guest with Linux's driver bound to the device."""
+class Schedule:
+    """Work that the device put off; `run` does it, as the vCPU thread would."""
 
-    def __init__(self, memory: GuestMemory | None = None) -> None:
+    def __init__(self) -> None:
+        self.stopping = False
+        self.works: list[tuple[int, Callable[[], None]]] = []
+
+    def post(self, work: Callable[[], None]) -> None:
+        self.works.append((0, work))
+
+    def post_in(self, delay_ns: int, work: Callable[[], None]) -> None:
+        self.works.append((delay_ns, work))
+
+    def run(self) -> list[int]:
+        """Do all, and return the delays."""
+        works, self.works = self.works, []
+        for _, work in works:
+            work()
+        return [delay for delay, _ in works]
+
+
+class Guest:
+    """A guest with Linux's driver bound to the device, its ring as small as can be unless `size` says otherwise."""
+
+    def __init__(self, memory: GuestMemory | None = None, *, size: int = 2) -> None:
         self.memory = memory or GuestMemory(RAM)
+        self.schedule = Schedule()
+        self.size = size
         self.events: list[object] = []
         self.module = make_module(emit=self.events.append)
         self.line = RecordingLine()
-        self.device = VirtioNsm(self.module)
+        self.device = VirtioNsm(self.module, schedule=self.schedule)
         self.mmio = VirtioMmio(self.device, self.memory, irq=self.line, publish=self.events.append)
         self.driver = GuestDriver(self.memory, self.mmio, base=0x1_0000)
-        (self.queue,) = self.driver.probe(1)
+        self.probe()
+
+    def probe(self) -> None:
+        (self.queue,) = self.driver.probe(1, sizes=[self.size])
+
+    def begin(self, request: Request, *, capacity: int = RESPONSE_SIZE) -> None:
+        """Put a command in the ring and kick."""
+        self.queue.add([encode_request(request)])
+        self.queue.add([], [capacity])
+        self.driver.kick(0)
+
+    def finished(self) -> object:
+        """The answer to the command begun, None while there is none."""
+        used = self.queue.take_all()
+        if not used:
+            return None
+        assert self.driver.interrupt() == 1
+        return cbor2.loads(self.queue.written(used[1]))
 
     def exchange(self, request: bytes, *, capacity: int = RESPONSE_SIZE) -> bytes:
         """One command as drivers/misc/nsm.c does it: two chains, one kick, one interrupt, two used elements."""
@@ -79,7 +121,7 @@ def test_probe() -> None:
     guest = Guest()
     assert guest.driver.read(0x08) == 33
     assert guest.driver.features == 1 << 32
-    assert guest.queue.size == 2
+    assert guest.driver.read(0x34) == 16
     assert guest.driver.read(0x100) == 0
     assert guest.events == []
 
@@ -192,7 +234,7 @@ def test_registers_outlast_a_reset_of_the_device() -> None:
     guest = Guest()
     guest.ask(ExtendPCR(16, b"x"))
     before = guest.ask(DescribePCR(16))
-    (guest.queue,) = guest.driver.probe(1)
+    guest.probe()
     assert guest.ask(DescribePCR(16)) == before
 
 
@@ -250,7 +292,7 @@ def test_hostile_descriptors_break_the_device(
     assert reason in warning
     guest.driver.kick(0)
     assert len(guest.events) == 1
-    (guest.queue,) = guest.driver.probe(1)
+    guest.probe()
     assert guest.ask(LockPCR(20)) == "LockPCR"
 
 
@@ -269,6 +311,91 @@ def test_head_outside_the_table() -> None:
     guest.driver.kick(0)
     assert guest.broken
     assert "descriptor 2 named" in guest.warnings[0]
+
+
+def test_a_delayed_answer_comes_when_it_is_due() -> None:
+    guest = Guest()
+    guest.module.faults.add(parse_fault("LockPCR#1 delay 2s"))
+    guest.begin(LockPCR(20))
+    for _ in range(3):
+        guest.driver.kick(0)
+        assert guest.finished() is None
+    assert guest.module.bank.describe(20)[0] is False, "nothing is done before it is answered"
+    assert guest.schedule.run() == [2_000_000_000]
+    assert guest.finished() == "LockPCR"
+    assert guest.ask(LockPCR(21)) == "LockPCR"
+    assert [e.kind for e in guest.events].count("nsm.request") == 2  # type: ignore[attr-defined]
+
+
+def test_requests_behind_a_delayed_one_wait_for_it() -> None:
+    guest = Guest(size=16)
+    guest.module.faults.add(parse_fault("LockPCR#1 delay 2s"))
+    guest.begin(LockPCR(20))
+    guest.begin(LockPCR(20))
+    assert guest.queue.take_all() == []
+    guest.schedule.run()
+    used = guest.queue.take_all()
+    assert [cbor2.loads(guest.queue.written(u)) for u in used[1::2]] == ["LockPCR", {"Error": "ReadOnlyIndex"}]
+
+
+def test_a_dropped_request_is_never_answered_and_those_after_it_are() -> None:
+    guest = Guest(size=16)
+    guest.module.faults.add(parse_fault("LockPCR#1 drop"))
+    guest.begin(LockPCR(20))
+    assert guest.finished() is None
+    assert not guest.line.level
+    assert guest.schedule.works == []
+    assert guest.ask(LockPCR(20)) == "LockPCR"
+
+
+def test_a_cut_answer_has_the_length_that_is_left() -> None:
+    guest = Guest()
+    guest.module.faults.add(parse_fault("GetRandom cut 30"))
+    assert len(guest.exchange(encode_request(GetRandom()))) == 30
+
+
+def test_a_stop_before_the_answer_leaves_the_request_in_the_ring() -> None:
+    guest = Guest()
+    guest.schedule.stopping = True
+    guest.begin(LockPCR(20))
+    assert guest.finished() is None
+    guest.schedule.stopping = False
+    assert guest.schedule.run() == [0]
+    assert guest.finished() == "LockPCR"
+
+
+@pytest.mark.parametrize("put_off", ["delay", "stop"])
+def test_what_was_put_off_does_not_outlast_a_reset(put_off: str) -> None:
+    guest = Guest()
+    guest.module.faults.add(parse_fault("LockPCR#1 delay 2s"))
+    guest.schedule.stopping = put_off == "stop"
+    guest.begin(LockPCR(20))
+    guest.schedule.stopping = False
+    guest.probe()
+    guest.begin(LockPCR(21))
+    assert guest.finished() == "LockPCR"
+    guest.schedule.run()
+    assert guest.finished() is None
+    assert [guest.module.bank.describe(index)[0] for index in (20, 21)] == [False, True]
+
+
+def test_a_guest_that_changes_a_request_while_it_waits() -> None:
+    guest = Guest()
+    guest.module.faults.add(parse_fault("any delay 1s"))
+    guest.begin(LockPCR(20))
+    guest.queue.descriptor(1, 0x2_0000, 16, 0, 0)  # the answer's buffer becomes readable
+    guest.schedule.run()
+    assert guest.broken
+    guest.probe()
+    guest.begin(LockPCR(20))
+    guest.queue.descriptor(0, RAM, 16, 0, 0)
+    guest.schedule.run()
+    assert guest.broken
+    guest.probe()
+    guest.begin(LockPCR(20))
+    guest.memory.write_u16(guest.queue.avail + 2, guest.queue.avail_idx - 1)  # the ring has less in it than before
+    guest.schedule.run()
+    assert guest.finished() is None
 
 
 @given(st.binary(max_size=80))
@@ -301,7 +428,7 @@ def test_any_descriptor_table_is_answered_or_breaks_the_device(
     SHARED.write(guest.queue.avail, struct.pack("<HHHH", 0, index, *heads))
     guest.driver.kick(0)
     assert guest.broken == bool(guest.warnings)
-    (guest.queue,) = guest.driver.probe(1)
+    guest.probe()
     assert guest.ask(LockPCR(20)) in ("LockPCR", {"Error": "ReadOnlyIndex"})
 
 
