@@ -20,6 +20,7 @@ from enclavedbg.options import LOOPBACK, Address, Options, OutputError, UsageErr
 from enclavedbg.units import seconds
 
 if TYPE_CHECKING:
+    from enclavedbg.nsm.faults import Fault
     from enclavedbg.verbs.table import Family
 
 HELP = f"""\
@@ -28,6 +29,7 @@ enclavedbg {__version__}: run an AWS Nitro Enclave image here; stop it, look int
   enclavedbg demo                        demo image: a tour, or a live shell
   enclavedbg --eif app.eif               run an image, with a shell to look in
   enclavedbg --eif app.eif --gdb :1234   and let gdb in: target remote :1234
+  enclavedbg eif, enclavedbg attest      image files, attestation documents
 
   --eif FILE       the enclave image
   --gdb ADDRESS    serve gdb; :1234 is this machine only, others: HOST:PORT
@@ -35,15 +37,37 @@ enclavedbg {__version__}: run an AWS Nitro Enclave image here; stop it, look int
   --memory SIZE    the enclave's RAM: 512 (MiB), 2G; default: what it needs
   --cpu NAME       auto or soft (kvm comes later); default: auto
   --cid N          the enclave's vsock context id, 4 or more; default: 16
-  --debug-mode     attest as an enclave in debug mode does: PCRs are zero
   --vsock DIR      reach the guest's vsock through Unix sockets in this folder
   --console FILE   keep the serial console in a file
   --no-shell       print the console instead of opening the shell
   --timeout TIME   end the enclave after this long, e.g. 30s or 5m
+  --help-nsm       the secure module's options: debug mode, identity, faults
   --version, --help
 
 Exit status: 0 clean end, 2 bad usage or input, 10 kernel panic, 11 triple
 fault, 12 hang, 13 --timeout, 130 Ctrl-C; docs/exit-codes.md has them all.
+"""
+
+HELP_NSM = """\
+enclavedbg --eif app.eif ...: what the secure module attests, and how it fails
+
+  --debug-mode     attest as an enclave in debug mode does: PCR0, 1, 2, 8 zero
+  --role-arn ARN   the parent's IAM role, which PCR3 measures; default: none
+  --instance-id ID the parent's instance, which PCR4 measures; default: made up
+  --ephemeral-authority
+                   sign documents under a root made for this run alone, not
+                   under the one that `enclavedbg attest root` prints
+  --map-encoding definite|indefinite
+                   of documents, as older and newer real modules write them;
+                   default: indefinite
+  --nsm-fault 'KIND[#N] ACTION [if CONDITION]'
+                   do wrong to the Nth or every request of a kind; repeatable.
+                   ACTION: error NAME, delay TIME, drop or cut BYTES, e.g.
+                   'Attestation#2 error InternalError', GetRandom:delay:2s
+  --seed N         random answers, keys and the times of documents repeat in
+                   every run with this number, under a root that follows from it
+
+In the shell: pcrs, attest, nsm, fault, catch; docs/attestation.md says more.
 """
 
 VERBS = ("demo",)
@@ -51,6 +75,8 @@ VERBS = ("demo",)
 FAMILIES = {"eif": "enclavedbg.verbs.eif", "attest": "enclavedbg.verbs.attest"}
 """Words with verbs of their own, by the module that has their table."""
 
+_ROLE = re.compile(r"arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]{1,512}", re.ASCII)
+_INSTANCE = re.compile("i-(?:[0-9a-f]{8}|[0-9a-f]{17})")
 _SIZE = re.compile(r"([0-9]+) ?([KMGT]?)(i?B)?", re.IGNORECASE)
 _SIZE_SHIFT = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
@@ -95,6 +121,45 @@ def parse_cid(text: str) -> int:
     return int(text)
 
 
+def parse_role(text: str) -> str:
+    """An IAM role's ARN: its text is what PCR3 measures, to the letter."""
+    if ":instance-profile/" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is an instance profile's ARN; PCR3 measures that of its role")
+    if not _ROLE.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no role's ARN; expected arn:aws:iam::123456789012:role/NAME")
+    return text
+
+
+def parse_instance(text: str) -> str:
+    """An EC2 instance's id: its text is what PCR4 measures, to the letter."""
+    if not _INSTANCE.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no instance id; expected i- and 17 (or 8) hex digits")
+    return text
+
+
+def parse_seed(text: str) -> int:
+    """A number to repeat a run by."""
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed; expected a number, e.g. 7")
+    return int(text)
+
+
+def parse_nsm_fault(text: str) -> Fault:
+    """What the secure module is to do wrong."""
+    from enclavedbg.nsm.faults import parse_fault
+
+    try:
+        return parse_fault(text)
+    except EnclaveDbgError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+class _HelpNsm(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        sys.stdout.write(HELP_NSM)
+        parser.exit()
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see enclavedbg --help)")
@@ -113,6 +178,13 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--cpu", choices=["auto", "soft", "kvm"], default="auto")
     top.add_argument("--cid", type=parse_cid, default=16)
     top.add_argument("--debug-mode", action="store_true")
+    top.add_argument("--help-nsm", action=_HelpNsm, nargs=0)
+    top.add_argument("--role-arn", type=parse_role)
+    top.add_argument("--instance-id", type=parse_instance)
+    top.add_argument("--ephemeral-authority", action="store_true")
+    top.add_argument("--map-encoding", choices=["definite", "indefinite"], default="indefinite")
+    top.add_argument("--nsm-fault", dest="faults", type=parse_nsm_fault, action="append", default=[])
+    top.add_argument("--seed", type=parse_seed)
     top.add_argument("--vsock", type=Path)
     top.add_argument("--console", type=Path)
     top.add_argument("--no-shell", dest="shell", action="store_false")
@@ -124,7 +196,9 @@ def parser() -> argparse.ArgumentParser:
 def parse(arguments: Sequence[str]) -> Options:
     """Options from arguments; raises UsageError, or SystemExit for --help and --version."""
     verb, arguments = _verb(arguments)
-    options = Options(verb=verb, **vars(parser().parse_args(arguments)))
+    given = vars(parser().parse_args(arguments))
+    del given["help_nsm"]
+    options = Options(verb=verb, faults=tuple(given.pop("faults")), **given)
     if options.verb == "demo" and options.eif is not None:
         raise UsageError("demo brings its own image; leave out --eif, or leave out demo to run yours")
     if options.verb is None and options.eif is None:

@@ -17,7 +17,7 @@ from enclavedbg import __version__
 from enclavedbg.errors import EnclaveDbgError, MachineError
 from enclavedbg.machine.events import BootStage, ConsoleLine, Record
 from enclavedbg.options import LOOPBACK, Address, Options, OutputError
-from enclavedbg.runner import Departed, Departure, powered, run_loop, serving_gdb, wants_shell
+from enclavedbg.runner import Departed, Departure, config_of, powered, run_loop, serving_gdb, wants_shell
 
 if TYPE_CHECKING:
     from enclavedbg.gdbstub.server import GdbServer
@@ -147,15 +147,10 @@ def expect(held: bool, failure: str) -> None:
 
 
 async def _tour(options: Options) -> int:
-    from enclavedbg.machine.enclave import EnclaveConfig
     from enclavedbg.shell.session import Session
 
     began = time.monotonic()
-    assert options.eif is not None
-    config = EnclaveConfig(
-        options.eif, memory=options.memory, cpu=options.cpu, cid=options.cid, vsock_dir=options.vsock,
-        console_file=options.console, ephemeral_authority=True,
-    )  # fmt: skip
+    config = replace(config_of(options), debug_mode=False, faults=(), ephemeral_authority=True)
     departure = Departure(asyncio.get_running_loop())
     say(f"enclavedbg {__version__}: a tour of the demo enclave, every step checked")
     try:
@@ -212,8 +207,9 @@ async def measurements(tour: Tour) -> str:
 
 async def attestation(tour: Tour) -> str:
     """A document with our user data, nonce and key, verified against the development root."""
+    from enclavedbg.nsm.roots import Root
     from enclavedbg.nsm.verify import verify
-    from enclavedbg.shell.enclave_commands import describe_document
+    from enclavedbg.shell.nsm_commands import describe_document
     from enclavedbg.shell.text import plain
 
     user_data, nonce, key = b"enclavedbg demo", secrets.token_bytes(32), secrets.token_bytes(64)
@@ -225,15 +221,16 @@ async def attestation(tour: Tour) -> str:
         answer = await stream.read_exactly(length)
     expect(status == 0, f"the guest answered: {answer[:200].decode('utf-8', 'replace')}")
     module = tour.enclave.nsm
-    verified = verify(
+    report = verify(
         answer,
-        root=module.authority.root(),
+        roots=[Root.of(module.authority.root(), "the development root")],
         expect_pcrs=tour.enclave.measurements.as_mapping(),
         nonce=nonce,
         user_data=user_data,
         public_key=key,
     )
-    say("".join(f"     {line}\n" for line in plain(describe_document(answer, verified)).splitlines())[:-1])
+    say("".join(f"     {line}\n" for line in plain(describe_document(answer, report)).splitlines())[:-1])
+    expect(report.valid, "; ".join(f"{failure.check.value}: {failure.reason}" for failure in report.failures))
     return "signature, certificate chain, PCRs, nonce, user data and key"
 
 

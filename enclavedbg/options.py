@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from enclavedbg.errors import EnclaveDbgError
+
+if TYPE_CHECKING:
+    from enclavedbg.nsm.faults import Fault
 
 LOOPBACK = "127.0.0.1"
 
@@ -56,6 +59,12 @@ class Options:
     cpu: Literal["auto", "soft", "kvm"] = "auto"
     cid: int = 16
     debug_mode: bool = False
+    role_arn: str | None = None
+    instance_id: str | None = None
+    seed: int | None = None
+    ephemeral_authority: bool = False
+    map_encoding: Literal["definite", "indefinite"] = "indefinite"
+    faults: tuple[Fault, ...] = ()
     vsock: Path | None = None
     console: Path | None = None
     shell: bool = True

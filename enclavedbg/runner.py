@@ -206,7 +206,7 @@ async def serving_gdb(enclave: Enclave, address: Address, session: Session) -> A
 def monitor_commands(session: Session) -> list[MonitorCommand]:
     """The shell's commands for gdb's `monitor`: all but those that gdb has itself."""
     from enclavedbg.gdbstub.monitor import MonitorCommand
-    from enclavedbg.shell.enclave_commands import COMMANDS
+    from enclavedbg.shell.commands import COMMANDS
     from enclavedbg.shell.table import Handler
     from enclavedbg.shell.text import plain
 
@@ -222,6 +222,7 @@ def monitor_commands(session: Session) -> list[MonitorCommand]:
 def config_of(options: Options) -> EnclaveConfig:
     """The machine that the options describe."""
     from enclavedbg.machine.enclave import EnclaveConfig
+    from enclavedbg.nsm.document import MapEncoding
 
     assert options.eif is not None
     return EnclaveConfig(
@@ -230,6 +231,12 @@ def config_of(options: Options) -> EnclaveConfig:
         cpu=options.cpu,
         cid=options.cid,
         debug_mode=options.debug_mode,
+        role_arn=options.role_arn,
+        instance_id=options.instance_id,
+        seed=options.seed,
+        ephemeral_authority=options.ephemeral_authority,
+        map_encoding=MapEncoding(options.map_encoding),
+        faults=options.faults,
         vsock_dir=options.vsock,
         console_file=options.console,
     )

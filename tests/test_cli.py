@@ -10,8 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enclavedbg import __version__
-from enclavedbg.cli import HELP, main, parse, parse_address, parse_cid, parse_memory, parse_size, parse_time, parser
+from enclavedbg.cli import (
+    HELP,
+    HELP_NSM,
+    main,
+    parse,
+    parse_address,
+    parse_cid,
+    parse_memory,
+    parse_size,
+    parse_time,
+    parser,
+)
 from enclavedbg.errors import EnclaveDbgError
+from enclavedbg.nsm.faults import parse_fault
 from enclavedbg.options import Address, Options, UsageError
 
 
@@ -24,9 +36,16 @@ def test_help_fits_a_screen_and_names_every_option(capsys: pytest.CaptureFixture
     lines = shown.splitlines()
     assert len(lines) <= 23  # and the prompt below it
     assert max(map(len, lines)) <= 80
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help-nsm"])
+    assert exit_.value.code == 0
+    more = capsys.readouterr().out
+    assert more == HELP_NSM
+    assert len(more.splitlines()) <= 23
+    assert max(map(len, more.splitlines())) <= 80
     for action in parser()._actions:
         for option in action.option_strings:
-            assert option in shown or option == "-h"
+            assert option in shown or option in more or option == "-h"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,10 +62,17 @@ def test_defaults() -> None:
 
 def test_everything_at_once() -> None:
     line = "--eif x.eif --gdb :1234 --wait --memory 1G --cpu soft --cid 7 --debug-mode --vsock /run/e"
-    options = parse([*line.split(), "--console", "c.log", "--no-shell", "--timeout", "1.5m"])
+    module = "--role-arn arn:aws:iam::123456789012:role/a/B --instance-id i-1234567890abcdef0 --seed 7 --map-encoding"
+    faults = ["--nsm-fault", "any#3 drop", "--nsm-fault", "GetRandom:delay:2s", "--ephemeral-authority"]
+    options = parse(
+        [*line.split(), "--console", "c.log", "--no-shell", "--timeout", "1.5m", *module.split(), "definite", *faults]
+    )
     assert options == Options(
         eif=Path("x.eif"), gdb=Address("127.0.0.1", 1234), wait=True, memory=1 << 30, cpu="soft", cid=7,
         debug_mode=True, vsock=Path("/run/e"), console=Path("c.log"), shell=False, timeout=90.0,
+        role_arn="arn:aws:iam::123456789012:role/a/B", instance_id="i-1234567890abcdef0", seed=7,
+        map_encoding="definite", ephemeral_authority=True,
+        faults=(parse_fault("any#3 drop"), parse_fault("GetRandom delay 2s")),
     )  # fmt: skip
 
 
@@ -162,3 +188,23 @@ def test_memory_in_nitro_clis_unit() -> None:
     assert parse_memory("2G") == 2 << 30
     with pytest.raises(argparse.ArgumentTypeError):
         parse_memory("0")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--role-arn", "Webserver", "is no role's ARN"),
+        ("--role-arn", "arn:aws:iam::123456789012:instance-profile/x", "is an instance profile's ARN"),
+        ("--instance-id", "i-123", "is no instance id"),
+        ("--instance-id", "i-1234567890ABCDEF0", "is no instance id"),
+        ("--seed", "-1", "is no seed"),
+        ("--seed", "x", "is no seed"),
+        ("--map-encoding", "other", "invalid choice"),
+        ("--nsm-fault", "Attestation", "is nothing to do to a request"),
+        ("--nsm-fault", "Attest:drop", "there is no request 'Attest'"),
+    ],
+)
+def test_what_the_secure_module_is_not_told(option: str, value: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        parse(["--eif", "x.eif", f"{option}={value}"])
+    assert "\n" not in str(caught.value)

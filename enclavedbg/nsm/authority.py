@@ -81,6 +81,11 @@ class Authority:
         with self._lock:
             return self._root().der
 
+    def root_link(self) -> Link:
+        """The root with its private key: for who issues other certificates under it. Raises NsmError likewise."""
+        with self._lock:
+            return self._root()
+
     def credentials(self, module_id: str) -> Credentials:
         """What signs a document of module `module_id` now; renews what is about to expire.
 
@@ -160,16 +165,13 @@ class Authority:
         from enclavedbg.nsm.certificates import from_pem, to_pem
 
         path = folder / FILE_NAME
+        pem = kept_pem(folder)
         try:
-            pem = _read_private(path)
             if pem is None:
                 log.info("making a new development authority in %s", folder)
                 pem = _write_once(path, to_pem(self._make_root()))
         except OSError as error:
-            raise NsmError(
-                f"the development authority cannot be kept in {folder}: {error.strerror}; "
-                "make the folder writable, or set XDG_STATE_HOME"
-            ) from error
+            raise _cannot_keep(folder, error) from error
         cure = "move the file away and a new authority is made, whose root verifiers must then be given"
         try:
             link = from_pem(pem)
@@ -181,6 +183,21 @@ class Authority:
                 f"and the clock says {self._now().astimezone(UTC):%Y-%m-%d}; set the clock, or {cure}"
             )
         return link
+
+
+def kept_pem(folder: Path) -> bytes | None:
+    """Certificate and private key of the authority kept in a folder, None when there is none; raises NsmError."""
+    try:
+        return _read_private(folder / FILE_NAME)
+    except OSError as error:
+        raise _cannot_keep(folder, error) from error
+
+
+def _cannot_keep(folder: Path, error: OSError) -> NsmError:
+    return NsmError(
+        f"the development authority cannot be kept in {folder}: {error.strerror}; "
+        "make the folder writable, or set XDG_STATE_HOME"
+    )
 
 
 def _read_private(path: Path) -> bytes | None:

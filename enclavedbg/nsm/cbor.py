@@ -8,6 +8,7 @@ these between releases. Here a tag stays a tag, and the value is exactly what th
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,16 +49,17 @@ class Simple:
     value: int
 
 
-def decode(data: bytes) -> Any:
+def decode(data: bytes, *, tolerate: Callable[[CborError], object] | None = None) -> Any:
     """The one item that `data` holds: int, bytes, str, list, dict, bool, None, float, Tagged or Simple.
 
     Definite and indefinite lengths, and integers in any width, are read alike. Map keys may be integers, text
-    or bytes. Raises CborError.
+    or bytes. Raises CborError; with `tolerate`, duplicate keys (of which the first counts) and trailing bytes are
+    told to that instead.
     """
-    reader = _Reader(data)
+    reader = _Reader(data, tolerate)
     value = reader.item(0)
     if reader.at != len(data):
-        raise TrailingBytesError(f"{len(data) - reader.at} bytes follow the item", offset=reader.at)
+        reader.breach(TrailingBytesError(f"{len(data) - reader.at} bytes follow the item", offset=reader.at))
     return value
 
 
@@ -67,9 +69,16 @@ _FLOATS = {25: struct.Struct(">e"), 26: struct.Struct(">f"), 27: struct.Struct("
 
 
 class _Reader:
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, tolerate: Callable[[CborError], object] | None) -> None:
         self.data = data
         self.at = 0
+        self._tolerate = tolerate
+
+    def breach(self, error: CborError) -> None:
+        """A fault that does not keep the rest from being read."""
+        if self._tolerate is None:
+            raise error
+        self._tolerate(error)
 
     def take(self, length: int) -> bytes:
         end = self.at + length
@@ -157,8 +166,9 @@ class _Reader:
             if not isinstance(key, int | str | bytes) or isinstance(key, bool):
                 raise CborError("a map key that is not an integer, text or bytes", offset=start)
             if key in entries:
-                raise DuplicateKeyError("a map key that occurs twice", offset=start)
-            entries[key] = self.item(depth + 1)
+                self.breach(DuplicateKeyError(f"the map key {key!r:.40} occurs twice", offset=start))
+            value = self.item(depth + 1)
+            entries.setdefault(key, value)
             if count is not None:
                 count -= 1
         return entries

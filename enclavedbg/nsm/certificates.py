@@ -17,7 +17,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtensionOID, NameOID
 
 from enclavedbg.errors import NsmError
 
@@ -244,7 +244,10 @@ def first_line(error: Exception) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CertificateSummary:
-    """What a person wants to know of a certificate; names are RFC 4514 text, times aware."""
+    """What a person wants to know of a certificate; names are RFC 4514 text, times aware.
+
+    `usage` has X.509's names of the key usages, `fingerprint` is SHA-256 of the DER.
+    """
 
     subject: str
     issuer: str
@@ -253,6 +256,10 @@ class CertificateSummary:
     not_after: datetime
     key: str
     size: int
+    ca: bool
+    path_length: int | None
+    usage: tuple[str, ...]
+    fingerprint: bytes
 
 
 def summarise(der: bytes) -> CertificateSummary:
@@ -261,6 +268,9 @@ def summarise(der: bytes) -> CertificateSummary:
         with quietly():
             certificate = x509.load_der_x509_certificate(der)
             public_key = certificate.public_key()
+            values = {extension.oid: extension.value for extension in certificate.extensions}
+            constraints, usage = values.get(ExtensionOID.BASIC_CONSTRAINTS), values.get(ExtensionOID.KEY_USAGE)
+            is_ca = isinstance(constraints, x509.BasicConstraints) and constraints.ca
             return CertificateSummary(
                 certificate.subject.rfc4514_string(),
                 certificate.issuer.rfc4514_string(),
@@ -271,6 +281,23 @@ def summarise(der: bytes) -> CertificateSummary:
                 if isinstance(public_key, ec.EllipticCurvePublicKey)
                 else type(public_key).__name__,
                 len(der),
+                is_ca,
+                constraints.path_length if isinstance(constraints, x509.BasicConstraints) else None,
+                _usages(usage) if isinstance(usage, x509.KeyUsage) else (),
+                certificate.fingerprint(hashes.SHA256()),
             )
     except READ_ERRORS as error:
         raise NsmError(f"a certificate that cannot be read ({first_line(error)})") from error
+
+
+def _usages(usage: x509.KeyUsage) -> tuple[str, ...]:
+    names = {
+        "digitalSignature": usage.digital_signature,
+        "nonRepudiation": usage.content_commitment,
+        "keyEncipherment": usage.key_encipherment,
+        "dataEncipherment": usage.data_encipherment,
+        "keyAgreement": usage.key_agreement,
+        "keyCertSign": usage.key_cert_sign,
+        "cRLSign": usage.crl_sign,
+    }
+    return tuple(name for name, given in names.items() if given)

@@ -1,38 +1,85 @@
-"""Says whether an attestation document may be believed, and if not, which check it fails.
+"""Says whether an attestation document may be believed, check by check.
 
-The rules are those that AWS publishes for its documents (reference: "Verifying the root of trust" in the
-user guide). Trust comes from the pinned root alone, never from what the document brings along. This is no
-TLS validation: the certificates have no extended key usage, and revocation lists are not read.
+The rules are those that AWS publishes for its documents (user guide, "Verifying the root of trust"; the process guide
+of aws-nitro-enclaves-nsm-api), with those that follow from real documents: PCR4 measures the instance in the module id,
+and a debug-mode enclave's documents are as genuine as any other, told by their zero registers alone.
+
+    report = verify(document, roots=[AWS_ROOT], at=datetime.now(UTC), expect_pcrs={0: pcr0}, nonce=nonce)
+    if not report.valid:
+        print(*report.failures, sep="\\n")
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 
-from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.x509.oid import ExtensionOID
 
-from enclavedbg.nsm.certificates import COORDINATE_SIZE, READ_ERRORS, first_line, quietly
-from enclavedbg.nsm.document import Check, DecodedDocument, DocumentError, decode_document, signed_bytes
+from enclavedbg.nsm.certificates import COORDINATE_SIZE
+from enclavedbg.nsm.chain import (
+    ChainCertificate,
+    check_constraints,
+    check_links,
+    check_now,
+    check_root,
+    check_validity,
+    read_chain,
+)
+from enclavedbg.nsm.document import (
+    SIGNATURE_SIZE,
+    DecodedDocument,
+    is_debug_mode,
+    signed_bytes,
+    time_of,
+)
+from enclavedbg.nsm.findings import Check, DocumentError, Finding, Findings, Status
+from enclavedbg.nsm.pcr import identity_registers
+from enclavedbg.nsm.reading import Envelope, Reading, read_document
+from enclavedbg.nsm.roots import AWS_ROOTS, Root
 
-_KNOWN_CRITICAL = (ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE)
+_MODULE_ID = re.compile(r"(i-[0-9a-f]{8}(?:[0-9a-f]{9})?)-enc[0-9a-f]{1,16}")
 
 
 @dataclass(frozen=True, slots=True)
-class VerifiedDocument:
-    """A document that passed every check; `checked_at` is the time at which its certificates were valid."""
+class Report:
+    """What became of every check, in the order of Check.
 
-    document: DecodedDocument
-    checked_at: datetime
-    root_fingerprint: bytes
-    """SHA-256 of the root certificate that was trusted."""
+    `at` is the time for which the certificates were checked, `root` the trusted root at the top of the chain; both are
+    None where the document is too damaged for that.
+    """
+
+    reading: Reading
+    findings: tuple[Finding, ...]
+    at: datetime | None
+    root: Root | None
+
+    @property
+    def valid(self) -> bool:
+        """Whether the document may be believed: no check failed."""
+        return not self.failures
+
+    @property
+    def readable(self) -> bool:
+        """Whether this is an attestation document at all, valid or not."""
+        return self.reading.readable
+
+    @property
+    def failures(self) -> tuple[Finding, ...]:
+        """The checks that failed."""
+        return tuple(finding for finding in self.findings if finding.status is Status.FAIL)
+
+    @property
+    def document(self) -> DecodedDocument:
+        """The document if it is valid; raises DocumentError with the first failure."""
+        for failure in self.failures:
+            raise DocumentError(failure.check, f"{failure.check.value}: {failure.reason}")
+        return self.reading.document()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,208 +96,164 @@ class Expectations:
 def verify(
     document: bytes,
     *,
-    root: bytes,
+    roots: Iterable[Root] = AWS_ROOTS,
     at: datetime | None = None,
+    now: datetime | None = None,
     expect_pcrs: Mapping[int, bytes] | None = None,
     nonce: bytes | None = None,
     user_data: bytes | None = None,
     public_key: bytes | None = None,
     allow_debug: bool = False,
-) -> VerifiedDocument:
-    """Verify a document against the root certificate `root` (DER); raises DocumentError with the failed check.
+) -> Report:
+    """Check a document in every respect. Nothing in it makes this raise.
 
-    Certificates must be valid at `at` (aware), by default at the document's own time. The values given must be
-    in the document; those not given are not looked at. Documents of debug-mode enclaves are refused unless
-    `allow_debug` is set.
+    Only a chain under one of `roots` is believed. Certificates must be valid at `at`, an aware datetime, by default
+    at the document's own time; then `now`, the present, adds a line on whether they still are. The values
+    given must be in the document (PCRs by index, 48 bytes each); those not given are not looked at. Documents of
+    debug-mode enclaves are refused unless `allow_debug` is set.
     """
-    expected = Expectations(expect_pcrs, nonce, user_data, public_key, allow_debug)
-    decoded = decode_document(document)
-    case = _Case(decoded, root, at or decoded.timestamp, expected)
-    for check in _CHECKS:
-        check(case)
-    return VerifiedDocument(decoded, case.at, hashlib.sha256(root).digest())
+    case = _Case(document, tuple(roots), at, now, Expectations(expect_pcrs, nonce, user_data, public_key, allow_debug))
+    return case.report()
 
 
-@dataclass(slots=True)
 class _Case:
-    """A document on its way through the checks; `chain` is filled by the first of them, root first, leaf last."""
+    """One document on its way through the checks."""
 
-    document: DecodedDocument
-    root: bytes
-    at: datetime
-    expected: Expectations
-    chain: list[_Certificate] = field(default_factory=list)
+    def __init__(
+        self,
+        document: bytes,
+        roots: tuple[Root, ...],
+        at: datetime | None,
+        now: datetime | None,
+        expected: Expectations,
+    ) -> None:
+        self._reading = read_document(document)
+        self._values = self._reading.values
+        self._findings = Findings(self._reading.findings)
+        self._roots = roots
+        self._asked = at
+        self._now = now
+        self._expected = expected
+        self._at = at or (time_of(self._values["timestamp"]) if "timestamp" in self._values else None)
+        self._root: Root | None = None
 
+    def report(self) -> Report:
+        if self._reading.readable:
+            self._check_chain()
+            self._check_registers()
+            self._check_expectations()
+        missing = "the document cannot be read so far" if not self._reading.readable else "not asked for"
+        return Report(self._reading, self._findings.in_order(missing=missing), self._at, self._root)
 
-@dataclass(frozen=True, slots=True)
-class _Certificate:
-    """The parts of a certificate that are checked, all read once so that a damaged one is refused up front."""
+    # ---- certificates and signature ----
 
-    where: str
-    der: bytes
-    certificate: x509.Certificate
-    key: ec.EllipticCurvePublicKey
-    subject: bytes
-    issuer: bytes
-    not_before: datetime
-    not_after: datetime
-    constraints: x509.BasicConstraints | None
-    usage: x509.KeyUsage | None
+    def _check_chain(self) -> None:
+        if "cabundle" not in self._values or "certificate" not in self._values:
+            self._skip_chain("the document has no whole certificate chain")
+            return
+        chain = read_chain(self._values["cabundle"], self._values["certificate"], self._findings)
+        if not chain:
+            self._skip_chain("a certificate cannot be read")
+            return
+        self._root = check_root(chain, self._roots, self._findings)
+        check_links(chain, self._findings)
+        check_constraints(chain, self._findings)
+        self._check_times(chain)
+        assert self._reading.envelope is not None
+        self._check_signature(chain[-1], self._reading.envelope)
 
-
-def _read_certificate(der: bytes, where: str) -> _Certificate:
-    try:
-        with quietly():
-            certificate = x509.load_der_x509_certificate(der)
-            key = certificate.public_key()
-            for extension in certificate.extensions:
-                if extension.critical and extension.oid not in _KNOWN_CRITICAL:
-                    raise DocumentError(
-                        Check.CONSTRAINTS, f"{where} has the unknown critical extension {extension.oid.dotted_string}"
-                    )
-            found = {extension.oid: extension.value for extension in certificate.extensions}
-            constraints = found.get(ExtensionOID.BASIC_CONSTRAINTS)
-            usage = found.get(ExtensionOID.KEY_USAGE)
-            subject, issuer = certificate.subject.public_bytes(), certificate.issuer.public_bytes()
-            not_before, not_after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-            hash_used = certificate.signature_hash_algorithm
-    except READ_ERRORS as error:
-        raise DocumentError(Check.CERTIFICATES, f"{where} cannot be read ({first_line(error)})") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != ec.SECP384R1.name:
-        raise DocumentError(Check.CERTIFICATES, f"{where} has a key that is not of P-384")
-    if not isinstance(hash_used, hashes.SHA384):
-        raise DocumentError(Check.CERTIFICATES, f"{where} is not signed with ECDSA and SHA-384")
-    return _Certificate(
-        where,
-        der,
-        certificate,
-        key,
-        subject,
-        issuer,
-        not_before,
-        not_after,
-        constraints if isinstance(constraints, x509.BasicConstraints) else None,
-        usage if isinstance(usage, x509.KeyUsage) else None,
-    )
-
-
-def _check_certificates(case: _Case) -> None:
-    bundle = case.document.cabundle
-    case.chain = [_read_certificate(der, f"cabundle[{index}]") for index, der in enumerate(bundle)]
-    case.chain.append(_read_certificate(case.document.certificate, "the leaf certificate"))
-
-
-def _check_root(case: _Case) -> None:
-    """The pinned root stands at the top, byte for byte: whatever else is there is not trusted."""
-    found = case.chain[0].der
-    if found != case.root:
-        raise DocumentError(
+    def _skip_chain(self, reason: str) -> None:
+        for check in (
+            Check.CERTIFICATES,
             Check.ROOT,
-            f"cabundle[0] has SHA-256 {hashlib.sha256(found).hexdigest()}, expected the pinned root "
-            f"{hashlib.sha256(case.root).hexdigest()}",
-        )
+            Check.CHAIN_NAMES,
+            Check.CHAIN_SIGNATURES,
+            Check.CONSTRAINTS,
+            Check.VALIDITY,
+            Check.VALID_NOW,
+            Check.SIGNATURE,
+        ):
+            if not self._findings.has_failed(check):
+                self._findings.skipped(check, reason)
 
+    def _check_times(self, chain: list[ChainCertificate]) -> None:
+        if self._at is None:
+            self._findings.skipped(Check.VALIDITY, "the document has no time of its own; name one")
+            return
+        meaning = "the document's own time" if self._asked is None else "the time asked for"
+        check_validity(chain, self._at, meaning=meaning, findings=self._findings)
+        if self._asked is None and self._now is not None:
+            check_now(chain, self._now, self._findings)
 
-def _check_chain(case: _Case) -> None:
-    """Names link as encoded, and each certificate is signed by the one above it (the root by itself)."""
-    for issuer, certificate in zip([case.chain[0], *case.chain], case.chain, strict=False):
-        if certificate.issuer != issuer.subject:
-            raise DocumentError(Check.CHAIN, f"{certificate.where} was not issued by {issuer.where}: the names differ")
+    def _check_signature(self, leaf: ChainCertificate, envelope: Envelope) -> None:
+        """The leaf's key signed header and payload as they were received."""
+        if len(envelope.signature) != SIGNATURE_SIZE:
+            self._findings.failed(Check.SIGNATURE, f"{len(envelope.signature)} bytes cannot be a signature of P-384")
+            return
+        r = int.from_bytes(envelope.signature[:COORDINATE_SIZE], "big")
+        s = int.from_bytes(envelope.signature[COORDINATE_SIZE:], "big")
+        signed = signed_bytes(envelope.protected, envelope.payload)
         try:
-            issuer.key.verify(
-                certificate.certificate.signature,
-                certificate.certificate.tbs_certificate_bytes,
-                ec.ECDSA(hashes.SHA384()),
-            )
+            leaf.key.verify(encode_dss_signature(r, s), signed, ec.ECDSA(hashes.SHA384()))
         except InvalidSignature:
-            raise DocumentError(
-                Check.CHAIN, f"the signature of {certificate.where} is not by the key of {issuer.where}"
-            ) from None
+            self._findings.failed(Check.SIGNATURE, "not by the leaf's key over this header and payload")
+        else:
+            self._findings.passed(Check.SIGNATURE, "by the leaf's key, over header and payload as received")
 
+    # ---- what the document says ----
 
-def _check_validity(case: _Case) -> None:
-    for certificate in case.chain:
-        if not certificate.not_before <= case.at <= certificate.not_after:
-            raise DocumentError(
-                Check.VALIDITY,
-                f"{certificate.where} is valid from {certificate.not_before:%Y-%m-%d %H:%M:%S} to "
-                f"{certificate.not_after:%Y-%m-%d %H:%M:%S} UTC, not at "
-                f"{case.at.astimezone(UTC):%Y-%m-%d %H:%M:%S}",
+    def _check_registers(self) -> None:
+        pcrs = self._values.get("pcrs")
+        if pcrs is None:
+            for check in (Check.MODULE_ID, Check.DEBUG_MODE):
+                self._findings.skipped(check, "the document has no registers")
+            return
+        self._check_module_id(self._values.get("module_id", ""), pcrs)
+        if not is_debug_mode(pcrs):
+            self._findings.passed(Check.DEBUG_MODE, "the image's registers are not zero")
+        elif self._expected.allow_debug:
+            self._findings.passed(Check.DEBUG_MODE, "PCR0, PCR1 or PCR2 is zero: debug mode, which was allowed")
+        else:
+            self._findings.failed(
+                Check.DEBUG_MODE, "PCR0, PCR1 or PCR2 is zero: the enclave ran in debug mode, and anyone could look in"
             )
 
+    def _check_module_id(self, module_id: str, pcrs: Mapping[int, bytes]) -> None:
+        match = _MODULE_ID.fullmatch(module_id)
+        if match is None:
+            self._findings.skipped(Check.MODULE_ID, "the module id names no instance")
+        elif 4 not in pcrs or not any(pcrs[4]):
+            self._findings.skipped(Check.MODULE_ID, "PCR4 is zero: no instance was measured, as it is on EC2")
+        elif pcrs[4] == identity_registers(instance_id=match[1])[4]:
+            self._findings.passed(Check.MODULE_ID, f"PCR4 measures {match[1]}, the instance in the module id")
+        else:
+            self._findings.failed(Check.MODULE_ID, f"PCR4 does not measure {match[1]}, the instance in the module id")
 
-def _check_constraints(case: _Case) -> None:
-    *authorities, leaf = case.chain
-    for depth, certificate in enumerate(authorities):
-        constraints = certificate.constraints
-        if constraints is None or not constraints.ca:
-            raise DocumentError(Check.CONSTRAINTS, f"{certificate.where} is not a CA certificate")
-        if certificate.usage is None or not certificate.usage.key_cert_sign:
-            raise DocumentError(Check.CONSTRAINTS, f"{certificate.where} may not sign certificates (keyCertSign)")
-        below = len(authorities) - 1 - depth
-        if constraints.path_length is not None and below > constraints.path_length:
-            raise DocumentError(
-                Check.CONSTRAINTS,
-                f"{certificate.where} allows {constraints.path_length} CA certificates below it, {below} are there",
-            )
-    if leaf.constraints is not None and leaf.constraints.ca:
-        raise DocumentError(Check.CONSTRAINTS, "the leaf certificate is a CA certificate")
-    if leaf.usage is None or not leaf.usage.digital_signature:
-        raise DocumentError(Check.CONSTRAINTS, "the leaf certificate may not sign documents (digitalSignature)")
+    def _check_expectations(self) -> None:
+        self._check_pcrs()
+        # Sizes only in what is said: these fields may hold what should not be shown.
+        for check, name, wanted in (
+            (Check.NONCE, "nonce", self._expected.nonce),
+            (Check.USER_DATA, "user_data", self._expected.user_data),
+            (Check.PUBLIC_KEY, "public_key", self._expected.public_key),
+        ):
+            if wanted is None:
+                continue
+            found = self._values.get(name)
+            if found == wanted:
+                self._findings.passed(check, f"the {len(wanted)} bytes expected")
+            else:
+                held = "absent" if found is None else f"{len(found)} bytes"
+                self._findings.failed(check, f"{held}, not the {len(wanted)} bytes expected")
 
-
-def _check_signature(case: _Case) -> None:
-    """The leaf's key signed header and payload as they were received."""
-    document = case.document
-    r = int.from_bytes(document.signature[:COORDINATE_SIZE], "big")
-    s = int.from_bytes(document.signature[COORDINATE_SIZE:], "big")
-    try:
-        case.chain[-1].key.verify(
-            encode_dss_signature(r, s), signed_bytes(document.protected, document.payload), ec.ECDSA(hashes.SHA384())
-        )
-    except InvalidSignature:
-        raise DocumentError(
-            Check.SIGNATURE, "the signature is not by the leaf's key over this header and payload"
-        ) from None
-
-
-def _check_debug_mode(case: _Case) -> None:
-    if case.document.debug_mode and not case.expected.allow_debug:
-        raise DocumentError(
-            Check.DEBUG_MODE, "PCR0, PCR1 or PCR2 is zero: the enclave ran in debug mode, and anyone could look into it"
-        )
-
-
-def _check_pcrs(case: _Case) -> None:
-    for index, value in sorted((case.expected.pcrs or {}).items()):
-        found = case.document.pcrs.get(index)
-        if found != value:
-            raise DocumentError(
-                Check.PCRS, f"PCR{index} is {found.hex() if found else 'not in the document'}, expected {value.hex()}"
-            )
-
-
-def _check_values(case: _Case) -> None:
-    """Sizes only in the messages: these fields may hold what should not be shown."""
-    document, expected = case.document, case.expected
-    for check, found, wanted in (
-        (Check.NONCE, document.nonce, expected.nonce),
-        (Check.USER_DATA, document.user_data, expected.user_data),
-        (Check.PUBLIC_KEY, document.public_key, expected.public_key),
-    ):
-        if wanted is not None and found != wanted:
-            held = "absent" if found is None else f"{len(found)} bytes that differ from the {len(wanted)} expected"
-            raise DocumentError(check, f"the {check.value.removeprefix('expected ')} is {held}")
-
-
-_CHECKS: tuple[Callable[[_Case], None], ...] = (
-    _check_certificates,
-    _check_root,
-    _check_chain,
-    _check_validity,
-    _check_constraints,
-    _check_signature,
-    _check_debug_mode,
-    _check_pcrs,
-    _check_values,
-)
+    def _check_pcrs(self) -> None:
+        pcrs = self._values.get("pcrs", {})
+        for index, wanted in sorted((self._expected.pcrs or {}).items()):
+            found = pcrs.get(index)
+            if found == wanted:
+                self._findings.passed(Check.PCRS, f"PCR{index} is {wanted.hex()}")
+                continue
+            held = "not in the document" if found is None else found.hex()
+            if found is not None and not any(found):
+                held = "zero" + (", as in debug mode" if is_debug_mode(pcrs) else "")
+            self._findings.failed(Check.PCRS, f"PCR{index} is {held}, expected {wanted.hex()}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from enclavedbg.errors import EnclaveDbgError
 from enclavedbg.machine.console import printable
@@ -15,9 +15,6 @@ from enclavedbg.shell.render import event_line
 from enclavedbg.shell.session import Session
 from enclavedbg.shell.table import CommandError
 from enclavedbg.shell.text import Text, counted, fields, joined, lines, size
-
-if TYPE_CHECKING:
-    from enclavedbg.nsm.verify import VerifiedDocument
 
 ANSWER_SECONDS = 1.0
 PAUSE_SECONDS = 0.2
@@ -46,88 +43,6 @@ async def status(session: Session, words: list[str]) -> Text:
     if not session.target.running and enclave.verdict is None:
         text += await where(session)
     return text
-
-
-@COMMANDS.add("pcrs", usage="[all]", completes="all")
-async def pcrs(session: Session, words: list[str]) -> Text:
-    """Show the module's PCRs, against those of the file.
-
-    Those that are zero are left out, unless `pcrs all` asks for them.
-    """
-    if words not in ([], ["all"]):
-        raise CommandError("expected: pcrs [all]")
-    bank = session.enclave.nsm.bank
-    measured = session.enclave.measurements.as_mapping()
-    rows: list[Text] = []
-    for index, value in enumerate(bank.values()):
-        if not words and not any(value) and index not in measured:
-            continue
-        locked, _ = bank.describe(index)
-        row: Text = [("name", f"PCR{index:<2} "), ("", value.hex()), ("dim", " locked" if locked else " open  ")]
-        if index in measured:
-            same = measured[index] == value
-            row.append(("good", "  = file") if same else ("bad", f"  the file has {measured[index].hex()[:16]}..."))
-        rows.append(row)
-    return joined(rows)
-
-
-@COMMANDS.add("nsm", usage="[N]")
-async def nsm(session: Session, words: list[str]) -> Text:
-    """Show the last requests to the secure module."""
-    return history(session, "nsm", words, "No program has talked to the secure module yet.")
-
-
-@COMMANDS.add("attest", usage="[USER-DATA] [NONCE]")
-async def attest(session: Session, words: list[str]) -> Text:
-    """Make an attestation document and show it, verified.
-
-    For example: attest; attest 'some user data' my-nonce
-    It is made on the secure module itself; no program in the guest takes part.
-    """
-    if len(words) > 2:
-        raise CommandError("expected: attest [USER-DATA] [NONCE]; quote what has spaces")
-    fields_ = [word.encode() for word in words] + [None, None]
-    document, verified = await asyncio.to_thread(_attest, session, fields_[0], fields_[1])
-    return describe_document(document, verified)
-
-
-def _attest(session: Session, user_data: bytes | None, nonce: bytes | None) -> tuple[bytes, VerifiedDocument]:
-    from enclavedbg.nsm.verify import verify
-
-    module = session.enclave.nsm
-    document = module.attest(user_data=user_data, nonce=nonce)
-    verified = verify(
-        document, root=module.authority.root(), user_data=user_data, nonce=nonce, allow_debug=module.debug_mode
-    )
-    return document, verified
-
-
-def describe_document(raw: bytes, verified: VerifiedDocument) -> Text:
-    """A verified attestation document, field by field."""
-    document = verified.document
-    rows: list[tuple[str, str | Text]] = [
-        ("module id", document.module_id),
-        ("time", f"{document.timestamp:%Y-%m-%d %H:%M:%S.%f}"[:-3] + " UTC"),
-        ("digest", document.digest),
-    ]
-    zeros = [f"{index}" for index, value in document.pcrs.items() if not any(value)]
-    rows += [(f"PCR{index}", value.hex()) for index, value in document.pcrs.items() if any(value)]
-    if zeros:
-        rows.append(("zero PCRs", ", ".join(zeros)))
-    for name in ("public_key", "user_data", "nonce"):
-        value: bytes | None = getattr(document, name)
-        rows.append((name.replace("_", " "), "none" if value is None else f"{size(len(value))}: {_excerpt(value)}"))
-    rows.append(
-        ("chain", f"{len(document.cabundle)} certificates and the leaf, root {verified.root_fingerprint.hex()}")
-    )
-    rows.append(("size", size(len(raw))))
-    rows.append(("verified", [("good", "signature, chain and times hold, against the development root (not AWS's)")]))
-    return fields(rows)
-
-
-def _excerpt(value: bytes) -> str:
-    text = value.decode("ascii", "replace")
-    return text if text.isprintable() and "\ufffd" not in text and len(text) <= 60 else value[:32].hex()
 
 
 @COMMANDS.add("vsock", usage="[packets|send ...]", completes="packets|send")
@@ -226,9 +141,6 @@ def state_text(session: Session) -> Text:
     assert isinstance(stop, GuestStopped)
     name = session.name_of(stop.rip)
     return [("warn", f"stopped: {stop.reason} at {name}" if name else f"stopped: {stop.summary()}")]
-
-
-__all__ = ["COMMANDS", "describe_document", "state_text"]
 
 
 @COMMANDS.add("help", "?", usage="[COMMAND]", completes="command", monitor=False)

@@ -85,9 +85,11 @@ def _choose(session: Session, how: str, kind: str | None) -> Text:
 
 def history(session: Session, kind: str, words: list[str], nothing: str) -> Text:
     """The last events of a kind, as many as the word says."""
-    if len(words) > 1:
-        raise CommandError("expected one count at most")
-    records: list[Record] = session.enclave.events.history(kind)
+    return shown_history(session.enclave.events.history(kind), words, nothing)
+
+
+def shown_history(records: list[Record], words: list[str], nothing: str) -> Text:
+    """The last of some events, as many as the word says; `nothing` is what to say where there are none."""
     if not records:
         return lines(nothing)
     last = _last(records, words)

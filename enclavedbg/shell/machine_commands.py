@@ -177,12 +177,19 @@ async def break_(session: Session, words: list[str]) -> Text:
 
 @COMMANDS.add("delete", "d", usage="[NUMBER]")
 async def delete(session: Session, words: list[str]) -> Text:
-    """Take away a breakpoint of this shell, or all."""
-    numbers = [number(word, "a breakpoint's number") for word in words] or list(session.breakpoints)
+    """Take away a breakpoint or catchpoint, or all."""
+    caught = session.enclave.catchpoints
+    numbers = [number(word, "a breakpoint's number") for word in words]
+    numbers = numbers or [*session.breakpoints, *(n for n, _ in caught.listing())]
     if not numbers:
         return lines("There are no breakpoints.")
-    gone = await session.while_stopped(lambda: [session.remove_breakpoint(n) for n in numbers])
-    return lines("\n".join(f"Breakpoint {point.number} ({point.text}) is gone" for point in gone))
+    removed = {n: caught.remove(n) for n in numbers}
+    gone = [f"Catchpoint {n} ({point}) is gone" for n, point in removed.items() if point is not None]
+    others = [n for n, point in removed.items() if point is None]
+    if others:
+        points = await session.while_stopped(lambda: [session.remove_breakpoint(n) for n in others])
+        gone += [f"Breakpoint {point.number} ({point.text}) is gone" for point in points]
+    return lines("\n".join(gone))
 
 
 @COMMANDS.add("sym", "symbol", usage="NAME|ADDRESS", completes="address")

@@ -24,8 +24,9 @@ from enclavedbg.errors import EnclaveDbgError
 from enclavedbg.machine.events import GuestStopped, Record
 from enclavedbg.machine.verdict import Verdict
 from enclavedbg.nsm.authority import state_folder
+from enclavedbg.shell.commands import COMMANDS
 from enclavedbg.shell.completion import ShellCompleter
-from enclavedbg.shell.enclave_commands import COMMANDS, state_text
+from enclavedbg.shell.enclave_commands import state_text
 from enclavedbg.shell.render import event_line, wanted
 from enclavedbg.shell.session import INTERRUPTED, Session
 from enclavedbg.shell.text import STYLES, Text, lines, plain, shortened, styled

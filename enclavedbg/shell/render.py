@@ -27,6 +27,7 @@ KINDS = (
     "console",
     "nsm.exchange",
     "nsm.pcr",
+    "nsm.request",
     "resume",
     "stop",
     "verdict",
@@ -70,6 +71,7 @@ def wanted(event: Event, kinds: set[str]) -> bool:
     Linux fetches random numbers every second; those exchanges are in the history, but not worth a line each.
     """
     kind = event.kind
-    if getattr(event, "name", "") == "GetRandom" and not getattr(event, "error", None):
+    unremarkable = not getattr(event, "error", None) and not getattr(event, "fault", "")
+    if getattr(event, "name", "") == "GetRandom" and unremarkable:
         return False
     return kind in ALWAYS or any(kind == chosen or kind.startswith(chosen + ".") for chosen in kinds)

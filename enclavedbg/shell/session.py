@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from enclavedbg.kernel.orc import OrcTable
     from enclavedbg.kernel.symbols import KernelSymbols
     from enclavedbg.kernel.unwind import Backtrace
+    from enclavedbg.machine.catchpoints import Catchpoint, Catchpoints
     from enclavedbg.machine.clock import Clock
     from enclavedbg.machine.console import Console
     from enclavedbg.machine.debug import DebugTarget
@@ -38,7 +39,7 @@ _T = TypeVar("_T")
 OWNER = "shell"
 """Whose breakpoints ours are, to the machine."""
 
-LIVE = frozenset({"boot", "console", "nsm", "vsock.connection", "vsock.heartbeat"})
+LIVE = frozenset({"boot", "console", "nsm.exchange", "nsm.pcr", "vsock.connection", "vsock.heartbeat"})
 """Kinds of events that are shown as they happen, unless the person chooses others."""
 
 STOP_SECONDS = 5.0
@@ -73,6 +74,8 @@ class EnclaveView(Protocol):
     def nsm(self) -> SecureModule: ...
     @property
     def vsock(self) -> VsockSwitch: ...
+    @property
+    def catchpoints(self) -> Catchpoints: ...
     @property
     def debug(self) -> DebugTarget: ...
     @property
@@ -317,6 +320,13 @@ class Session:
         self.breakpoints[point.number] = point
         return point
 
+    def add_catchpoint(self, point: Catchpoint) -> int:
+        """Set a catchpoint; its number is one of the same series as the breakpoints'."""
+        number = self._next_number
+        self._next_number += 1
+        self.enclave.catchpoints.add(number, point)
+        return number
+
     def remove_breakpoint(self, number: int) -> Breakpoint:
         """Take a breakpoint away; raises CommandError when there is none of that number."""
         point = self.breakpoints.get(number)
@@ -331,6 +341,8 @@ class Session:
         for task in (self._symbols, self._orc, self._btf, *self._late):
             if task is not None:
                 task.cancel()
+        for number, _ in self.enclave.catchpoints.listing():
+            self.enclave.catchpoints.remove(number)
         self.target.clear_owner(OWNER)
 
 

@@ -53,13 +53,13 @@ def demo_image(parts: Parts) -> bytes:
 
 def stress_image(parts: Parts, stress: bytes, arguments: Sequence[str] = ()) -> bytes:
     """Return an EIF with the demo's kernel whose program is stress, with the arguments given."""
-    root = {
-        "stress": File(stress, executable=True),
-        CRASH_MODULE: File(parts.crash_module),
-        **{path: File(data) for path, data in source_files("init", "stress").items()},
-    }
-    command = ["/stress", f"module=/{CRASH_MODULE}", *arguments]
-    return _image("enclavedbg-stress", parts, root, command=command)
+    modules = {CRASH_MODULE: File(parts.crash_module)}
+    return _check_image("stress", parts, stress, [f"module=/{CRASH_MODULE}", *arguments], modules)
+
+
+def nsm_check_image(parts: Parts, program: bytes, arguments: Sequence[str] = ()) -> bytes:
+    """Return an EIF with the demo's kernel whose program is nsm-check, with the arguments given."""
+    return _check_image("nsm-check", parts, program, arguments)
 
 
 def program_image(
@@ -103,6 +103,18 @@ def _image(name: str, parts: Parts, root: Mapping[str, File], *, command: Sequen
     )
 
 
+def _check_image(
+    name: str, parts: Parts, program: bytes, arguments: Sequence[str], files: Mapping[str, File] | None = None
+) -> bytes:
+    """An image with a program of PROGRAMS in the place of demo, and its sources."""
+    root = {
+        name: File(program, executable=True),
+        **{path: File(data) for path, data in source_files("init", name).items()},
+        **(files or {}),
+    }
+    return _image(f"enclavedbg-{name}", parts, root, command=[f"/{name}", *arguments])
+
+
 def packaged_parts(data: Path = DATA) -> Parts:
     """Return the parts of the packaged demo image, so that other images need no compiler.
 
@@ -125,6 +137,11 @@ def packaged_parts(data: Path = DATA) -> Parts:
 def packaged_stress(data: Path = DATA) -> bytes:
     """Return the packaged stress program."""
     return (data / "stress").read_bytes()
+
+
+def packaged_nsm_check(data: Path = DATA) -> bytes:
+    """Return the packaged nsm-check program."""
+    return (data / "nsm-check").read_bytes()
 
 
 def kernel_release(bzimage: bytes) -> str:

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from .errors import RecipeError
 from .tools import need_programs, run
 
 SOURCE_DIRECTORY = Path(__file__).resolve().parent.parent / "src"
 PUBLIC_SOURCE = "usr/src/enclavedbg"
 """Where a ramdisk has the sources, relative to its root: a debugger finds them there."""
+KERNEL_HEADERS = Path("/usr/include/linux/version.h")
 
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "init": ("init.c",),
     "demo": ("demo.c", "nsm.c"),
     "stress": ("stress.c", "stress_cpu.c", "stress_code.c", "stress_kernel.c"),
-}
+    "nsm-check": (
+        "nsm_check.c", "nsm_check_cbor.c", "nsm_check_device.c", "nsm_check_document.c", "nsm_check_exchange.c",
+        "nsm_check_faults.c", "nsm_check_pcr.c", "nsm_check_requests.c",
+    ),
+}  # fmt: skip
 HEADERS: dict[str, tuple[str, ...]] = {
     "init": ("common.h",),
     "demo": ("common.h", "nsm.h"),
     "stress": ("common.h", "stress.h"),
+    "nsm-check": ("nsm_check.h",),
 }
 
 # -O1 with a frame pointer: every line and variable can be found, and a backtrace needs no unwind tables.
@@ -34,10 +42,14 @@ FLAGS = (
 
 @dataclass(frozen=True)
 class Toolchain:
-    """What compiled the programs, as it names itself: another one gives other bytes."""
+    """What compiled the programs, as it names itself: another one gives other bytes.
+
+    The kernel's headers show in the debug information: those since 6.5 define 128-bit types.
+    """
 
     compiler: str
     musl: str
+    headers: str
 
 
 def toolchain() -> Toolchain:
@@ -47,7 +59,17 @@ def toolchain() -> Toolchain:
     """
     need_programs({"musl-gcc": "musl-tools", "gcc": "gcc", "dpkg-query": "dpkg"})
     compiler = run(["gcc", "--version"]).splitlines()[0]
-    return Toolchain(compiler, run(["dpkg-query", "-W", "-f", "${Version}", "musl-dev"]))
+    return Toolchain(compiler, run(["dpkg-query", "-W", "-f", "${Version}", "musl-dev"]), _header_version())
+
+
+def _header_version() -> str:
+    """Return the version of the kernel's headers, such as ``6.12.95``, from what the compiler itself reads."""
+    names = ("MAJOR", "PATCHLEVEL", "SUBLEVEL")
+    try:
+        found = dict(re.findall(r"LINUX_VERSION_(\w+)\s+(\d+)", KERNEL_HEADERS.read_text()))
+        return ".".join(found[name] for name in names)
+    except (OSError, KeyError):
+        raise RecipeError(f"{KERNEL_HEADERS} is missing or not understood: install linux-libc-dev") from None
 
 
 def available() -> bool:

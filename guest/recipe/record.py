@@ -34,8 +34,8 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def make_record(demo: bytes, parts: Parts, stress: bytes, tools: Toolchain) -> dict[str, object]:
-    """Return the record of a demo image."""
+def make_record(demo: bytes, parts: Parts, *, stress: bytes, nsm_check: bytes, tools: Toolchain) -> dict[str, object]:
+    """Return the record of a demo image, and of the programs that go with it."""
     values = measure(read_eif(demo))
     return {
         "image": "demo.eif",
@@ -61,6 +61,7 @@ def make_record(demo: bytes, parts: Parts, stress: bytes, tools: Toolchain) -> d
             "init": digest(parts.init),
             "demo": digest(parts.demo),
             "stress": digest(stress),
+            "nsm-check": digest(nsm_check),
         },
     }
 

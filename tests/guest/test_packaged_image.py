@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from recipe.images import (
     Parts,
     demo_image,
     kernel_release,
+    nsm_check_image,
+    packaged_nsm_check,
     packaged_parts,
     packaged_stress,
     stress_image,
@@ -60,7 +63,10 @@ def test_record_is_what_the_recipe_writes(image: EifImage, parts: Parts) -> None
     record = read_record()
     tools = record["toolchain"]
     assert isinstance(tools, dict)
-    assert make_record(bytes(image.data), parts, packaged_stress(), Toolchain(**tools)) == record
+    made = make_record(
+        bytes(image.data), parts, stress=packaged_stress(), nsm_check=packaged_nsm_check(), tools=Toolchain(**tools)
+    )
+    assert made == record
 
 
 def test_kernel_is_in_the_package_on_its_own_too(image: EifImage, parts: Parts) -> None:
@@ -97,7 +103,7 @@ def test_programs_find_their_sources_in_the_ramdisk(image: EifImage) -> None:
 
 
 def test_programs_tell_nothing_of_the_machine_that_made_them(parts: Parts) -> None:
-    for program in (parts.init, parts.demo, packaged_stress()):
+    for program in (parts.init, parts.demo, packaged_stress(), packaged_nsm_check()):
         assert {directory for directory, name in _compilation_units(program) if name in _own_sources()} == {
             "/usr/src/enclavedbg"
         }
@@ -106,7 +112,7 @@ def test_programs_tell_nothing_of_the_machine_that_made_them(parts: Parts) -> No
 
 
 def test_programs_are_static(parts: Parts) -> None:
-    for program in (parts.init, parts.demo, packaged_stress()):
+    for program in (parts.init, parts.demo, packaged_stress(), packaged_nsm_check()):
         assert not any(segment["p_type"] == "PT_INTERP" for segment in _elf(program).iter_segments())
 
 
@@ -116,6 +122,16 @@ def test_stress_image_has_the_demo_kernel_and_its_arguments(parts: Parts) -> Non
     files = {entry.name: bytes(entry.data) for entry in read_newc(image.ramdisks[1])}
     assert files["cmd"] == b"/stress\nmodule=/lib/modules/lkdtm.ko\nrounds=2\nspawns=1000\n"
     assert files["rootfs/stress"] == packaged_stress()
+
+
+def test_nsm_check_image_has_the_demo_kernel_and_its_arguments(parts: Parts) -> None:
+    image = read_eif(nsm_check_image(parts, packaged_nsm_check(), ["debug=1"]))
+    assert bytes(image.kernel) == parts.kernel
+    files = {entry.name: bytes(entry.data) for entry in read_newc(image.ramdisks[1])}
+    assert files["cmd"] == b"/nsm-check\ndebug=1\n"
+    assert files["rootfs/nsm-check"] == packaged_nsm_check()
+    for path, source in source_files("init", "nsm-check").items():
+        assert files[f"rootfs/{path}"] == source
 
 
 def test_package_data_stays_small() -> None:
@@ -143,8 +159,8 @@ def test_compiling_again_gives_the_recorded_program(name: str, tmp_path: Path) -
     if not available():
         pytest.skip("musl-gcc is not installed (sudo apt-get install musl-tools)")
     here, recorded = toolchain(), record["toolchain"]
-    if {"compiler": here.compiler, "musl": here.musl} != recorded:
-        pytest.skip(f"another compiler than the recorded one: {here.compiler}, musl {here.musl}")
+    if asdict(here) != recorded:
+        pytest.skip(f"another compiler than the recorded one: {here}")
     built = record["built"]
     assert isinstance(built, dict)
     assert digest(compile_program(name, tmp_path / name)) == built[name]

@@ -19,10 +19,10 @@ from enclavedbg.machine import vcpu
 from enclavedbg.machine.cpu.soft import native
 from enclavedbg.machine.enclave import Enclave
 from enclavedbg.machine.verdict import Outcome
-from enclavedbg.nsm.verify import verify
 from tests.eif.test_signature import certificate, cose, section
 from tests.live.attest import attest
 from tests.live.driver import BASE, DEMO, READY, play, running
+from tests.nsm.support import believed
 
 pytestmark = pytest.mark.live
 
@@ -60,10 +60,10 @@ def test_from_power_on_to_heartbeat_attestation_echo_and_clean_exit(use_native: 
             assert await echo.read() == b""
 
             document = await attest(run, nonce=b"n" * 20, user_data=b"hello")
-            verified = verify(document, root=run.enclave.nsm.authority.root(), nonce=b"n" * 20)
-            assert verified.document.user_data == b"hello"
-            assert verified.document.pcrs[0] == run.enclave.measurements.pcr0
-            assert verified.document.module_id == run.enclave.nsm.module_id
+            verified = believed(document, root=run.enclave.nsm.authority.root(), nonce=b"n" * 20)
+            assert verified.user_data == b"hello"
+            assert verified.pcrs[0] == run.enclave.measurements.pcr0
+            assert verified.module_id == run.enclave.nsm.module_id
 
             assert await run.command("exit 3") == b"ok\n"
             verdict = await run.verdict()

@@ -6,11 +6,14 @@ import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from typing import Any
 
 from enclavedbg.nsm.authority import Authority
-from enclavedbg.nsm.document import MapEncoding
+from enclavedbg.nsm.document import DecodedDocument, MapEncoding
 from enclavedbg.nsm.events import NsmEvent
 from enclavedbg.nsm.module import SecureModule
+from enclavedbg.nsm.roots import Root
+from enclavedbg.nsm.verify import verify
 
 MODULE_ID = "i-1234567890abcdef0-enc0123456789abcdef"
 PCR0, PCR1, PCR2 = b"\x10" * 48, b"\x11" * 48, b"\x12" * 48
@@ -38,6 +41,11 @@ def entropy(seed: int = 1) -> Callable[[int], bytes]:
 def shared_authority() -> Authority:
     """One root and chain for all tests that do not look at the making of them."""
     return Authority(None, now=lambda: START, random_bytes=entropy())
+
+
+def believed(document: bytes, *, root: bytes, **expected: Any) -> DecodedDocument:
+    """A document that holds under a root; raises DocumentError with the first failed check otherwise."""
+    return verify(document, roots=[Root.of(root)], **expected).document
 
 
 def make_module(

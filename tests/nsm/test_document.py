@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enclavedbg.nsm.document import Check, DocumentError, decode_document
+from enclavedbg.nsm.findings import Check, DocumentError, Status
+from enclavedbg.nsm.reading import decode_document, read_document
 from tests.nsm.support import MODULE_ID, PCR0, START, make_module
 
 DOCUMENT = make_module().attest(user_data=b"user", nonce=b"", public_key=b"key")
@@ -132,7 +133,10 @@ def test_forms_that_real_modules_and_other_tools_write() -> None:
     ],
 )
 def test_structure(document: bytes) -> None:
-    assert failed_check(document) is Check.STRUCTURE
+    reading = read_document(document)
+    assert Check.STRUCTURE in {f.check for f in reading.findings if f.status is Status.FAIL}
+    with pytest.raises(DocumentError):
+        reading.document()
 
 
 def test_bytes_that_are_not_one_item() -> None:
@@ -141,6 +145,38 @@ def test_bytes_that_are_not_one_item() -> None:
     assert failed_check(rewrapped(b"\xff")) is Check.CBOR
     assert failed_check(DOCUMENT + b"\x00") is Check.TRAILING_BYTES
     assert failed_check(rewrapped(cbor2.loads(DOCUMENT)[2] + b"\x00")) is Check.TRAILING_BYTES
+
+
+def test_what_can_be_read_is_read() -> None:
+    """A fault is one line, and the rest is there all the same."""
+    raw = cbor2.loads(DOCUMENT)[2]
+    twice = b"\xaa" + raw[1:] + cbor2.dumps("nonce") + cbor2.dumps(b"other") + b"\x00"
+    reading = read_document(rewrapped(twice) + b"\x00\x00")
+    failures = [(f.check, f.reason) for f in reading.findings if f.status is Status.FAIL]
+    assert [check for check, _ in failures] == [Check.TRAILING_BYTES, Check.TRAILING_BYTES, Check.DUPLICATE_KEYS]
+    assert "the document: 2 bytes follow" in failures[0][1]
+    assert "the payload: the map key 'nonce' occurs twice" in failures[2][1]
+    assert reading.readable
+    assert reading.values["nonce"] == b"", "the first of two counts"
+    assert reading.values["pcrs"][0] == PCR0
+    wrong = read_document(changed(lambda p: p.update(timestamp="now", nonce=5, extra=1)))
+    assert len([f for f in wrong.findings if f.check is Check.FIELDS]) == 2
+    assert {"timestamp", "nonce"}.isdisjoint(wrong.values)
+    extra = read_document(changed(lambda p: p.update(extra=1)))
+    assert any("unknown and ignored: 'extra'" in f.reason for f in extra.findings)
+
+
+def test_document_of_an_instance_is_not_an_enclaves() -> None:
+    """NitroTPM documents come under the same root."""
+    document = changed(lambda p: p.update(nitrotpm_pcrs=p.pop("pcrs")))
+    reasons = [f.reason for f in read_document(document).findings if f.status is Status.FAIL]
+    assert reasons[0] == "field pcrs is missing"
+    assert "NitroTPM" in reasons[1]
+
+
+def test_bytes_that_are_no_document_are_not_readable() -> None:
+    for data in (b"", b"\x84", b"hello", cbor2.dumps({}), cbor2.dumps([b"", {}, b"\x01", bytes(96)])):
+        assert not read_document(data).readable
 
 
 def test_duplicate_keys() -> None:

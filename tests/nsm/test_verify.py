@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import cbor2
@@ -17,20 +17,36 @@ from hypothesis import strategies as st
 
 from enclavedbg.nsm.authority import Authority, Credentials
 from enclavedbg.nsm.certificates import LEVELS, Level, Link, issue
-from enclavedbg.nsm.document import Check, DocumentError, sign_document
-from enclavedbg.nsm.verify import VerifiedDocument, verify
-from tests.nsm.support import MODULE_ID, PCR0, START, entropy, make_module, shared_authority
+from enclavedbg.nsm.document import DecodedDocument, sign_document
+from enclavedbg.nsm.findings import Check, DocumentError, Status
+from enclavedbg.nsm.pcr import identity_registers
+from enclavedbg.nsm.roots import AWS_ROOT, AWS_ROOTS, Root
+from enclavedbg.nsm.verify import Report, verify
+from tests.nsm.real import DEBUG_2024, SIGNED_2022
+from tests.nsm.support import MODULE_ID, PCR0, START, believed, entropy, make_module, shared_authority
 
 PCRS = {0: PCR0, 1: b"\x11" * 48, 2: b"\x12" * 48, **{index: bytes(48) for index in range(3, 16)}}
 ROOT = shared_authority().root()
 DOCUMENT = make_module().attest(user_data=b"user", nonce=b"nonce", public_key=b"key")
 
 
+def report_of(document: bytes, *, root: bytes = ROOT, **options: Any) -> Report:
+    report = verify(document, roots=[Root.of(root)], **options)
+    assert [list(Check).index(f.check) for f in report.findings] == sorted(
+        list(Check).index(f.check) for f in report.findings
+    )
+    assert {f.check for f in report.findings} == set(Check), "every check has a line"
+    assert all(f.reason and "\n" not in f.reason for f in report.findings)
+    return report
+
+
 def refused(document: bytes, *, root: bytes = ROOT, **options: Any) -> Check:
-    with pytest.raises(DocumentError) as caught:
-        verify(document, root=root, **options)
-    assert "\n" not in str(caught.value)
-    return caught.value.check
+    """The first check that a document fails."""
+    return report_of(document, root=root, **options).failures[0].check
+
+
+def failed(document: bytes, *, root: bytes = ROOT, **options: Any) -> set[Check]:
+    return {failure.check for failure in report_of(document, root=root, **options).failures}
 
 
 @dataclass
@@ -58,22 +74,24 @@ class Chain:
 
 
 def test_document_of_the_module_is_believed() -> None:
-    verified = verify(
-        DOCUMENT, root=ROOT, expect_pcrs={0: PCR0, 3: bytes(48)}, nonce=b"nonce", user_data=b"user", public_key=b"key"
+    report = report_of(
+        DOCUMENT, expect_pcrs={0: PCR0, 3: bytes(48)}, nonce=b"nonce", user_data=b"user", public_key=b"key"
     )
-    assert isinstance(verified, VerifiedDocument)
-    assert verified.document.module_id == MODULE_ID
-    assert verified.checked_at == verified.document.timestamp
-    assert len(verified.root_fingerprint) == 32
+    assert report.valid
+    assert report.readable
+    assert isinstance(report.document, DecodedDocument)
+    assert report.document.module_id == MODULE_ID
+    assert report.at == report.document.timestamp
+    assert report.root == Root.of(ROOT)
 
 
 def test_tagged_document_is_believed() -> None:
-    verify(b"\xd2" + DOCUMENT, root=ROOT)
+    believed(b"\xd2" + DOCUMENT, root=ROOT)
 
 
 def test_chain_made_by_the_test_is_believed() -> None:
     chain = Chain.make()
-    verify(chain.document(), root=chain.root)
+    believed(chain.document(), root=chain.root)
 
 
 def test_only_the_pinned_root_is_trusted() -> None:
@@ -82,21 +100,21 @@ def test_only_the_pinned_root_is_trusted() -> None:
     assert refused(other.document()) is Check.ROOT
     # The pinned root in front of another's chain does not help either.
     bundle = [ROOT, *(link.der for link in other.links[1:-1])]
-    assert refused(other.document(bundle=bundle)) is Check.CHAIN
+    assert refused(other.document(bundle=bundle)) is Check.CHAIN_SIGNATURES
 
 
 def test_root_of_the_same_name_with_another_key() -> None:
     one, other = Chain.make(), Chain.make()
     bundle = [one.root, *(link.der for link in other.links[1:-1])]
     with pytest.raises(DocumentError, match=r"signature of cabundle\[1\] is not by the key of cabundle\[0\]"):
-        verify(other.document(bundle=bundle), root=one.root)
+        believed(other.document(bundle=bundle), root=one.root)
 
 
 def test_order_of_the_chain() -> None:
     chain = Chain.make()
     ders = [link.der for link in chain.links[:-1]]
-    assert refused(chain.document(bundle=[ders[0], ders[2], ders[1], ders[3]]), root=chain.root) is Check.CHAIN
-    assert refused(chain.document(bundle=ders[:-1]), root=chain.root) is Check.CHAIN
+    assert refused(chain.document(bundle=[ders[0], ders[2], ders[1], ders[3]]), root=chain.root) is Check.CHAIN_NAMES
+    assert refused(chain.document(bundle=ders[:-1]), root=chain.root) is Check.CHAIN_NAMES
     assert refused(chain.document(bundle=list(reversed(ders))), root=chain.root) is Check.ROOT
 
 
@@ -111,14 +129,14 @@ def test_order_of_the_chain() -> None:
 )
 def test_validity(step: timedelta, where: str) -> None:
     with pytest.raises(DocumentError, match=where) as caught:
-        verify(DOCUMENT, root=ROOT, at=START + step)
+        believed(DOCUMENT, root=ROOT, at=START + step)
     assert caught.value.check is Check.VALIDITY
 
 
 def test_validity_at_the_documents_own_time() -> None:
     chain = Chain.make()
     assert refused(chain.document(at=START + timedelta(hours=4)), root=chain.root) is Check.VALIDITY
-    verify(DOCUMENT, root=ROOT, at=START + timedelta(hours=2))
+    believed(DOCUMENT, root=ROOT, at=START + timedelta(hours=2))
 
 
 def spoiler(at: int, **change: Any) -> Callable[[int, Level], Level]:
@@ -137,7 +155,7 @@ def spoiler(at: int, **change: Any) -> Callable[[int, Level], Level]:
 def test_constraints(spoil: Callable[[int, Level], Level], message: str) -> None:
     chain = Chain.make(spoil)
     with pytest.raises(DocumentError, match=message) as caught:
-        verify(chain.document(), root=chain.root)
+        believed(chain.document(), root=chain.root)
     assert caught.value.check is Check.CONSTRAINTS
 
 
@@ -158,17 +176,21 @@ def leaf_with(chain: Chain, *extensions: tuple[x509.ExtensionType, bool]) -> byt
     return builder.sign(issuer.key, hashes.SHA384()).public_bytes(serialization.Encoding.DER)
 
 
+def _signing_usage() -> x509.KeyUsage:
+    return x509.KeyUsage(True, False, False, False, False, False, False, False, False)
+
+
 def test_leaf_without_key_usage() -> None:
     chain = Chain.make()
     with pytest.raises(DocumentError, match="digitalSignature"):
-        verify(chain.document(leaf=leaf_with(chain)), root=chain.root)
+        believed(chain.document(leaf=leaf_with(chain)), root=chain.root)
 
 
 def test_unknown_critical_extension() -> None:
     chain = Chain.make()
     unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
     with pytest.raises(DocumentError, match=r"unknown critical extension 1\.2\.3\.4"):
-        verify(chain.document(leaf=leaf_with(chain, (unknown, True))), root=chain.root)
+        believed(chain.document(leaf=leaf_with(chain, (_signing_usage(), False), (unknown, True))), root=chain.root)
 
 
 def test_certificates_of_other_kinds() -> None:
@@ -189,7 +211,7 @@ def test_certificates_of_other_kinds() -> None:
     )
     der = other.public_bytes(serialization.Encoding.DER)
     with pytest.raises(DocumentError, match=r"not of P-384"):
-        verify(chain.document(leaf=der), root=chain.root)
+        believed(chain.document(leaf=der), root=chain.root)
 
 
 def test_altered_payload_or_signature() -> None:
@@ -207,7 +229,7 @@ def test_altered_payload_or_signature() -> None:
 def test_debug_mode_is_refused_unless_allowed() -> None:
     document = make_module(debug_mode=True).attest()
     assert refused(document) is Check.DEBUG_MODE
-    assert verify(document, root=ROOT, allow_debug=True).document.debug_mode
+    assert believed(document, root=ROOT, allow_debug=True).debug_mode
 
 
 def test_expectations() -> None:
@@ -226,8 +248,8 @@ def test_renewed_documents_stay_valid() -> None:
     module = make_module(authority=authority, now=lambda: at[0])
     leaves = set()
     for _ in range(40):
-        verified = verify(module.attest(), root=authority.root())
-        leaves.add(verified.document.certificate)
+        verified = believed(module.attest(), root=authority.root())
+        leaves.add(verified.certificate)
         at[0] += timedelta(hours=7)
     assert len(leaves) == 40
 
@@ -238,7 +260,7 @@ def test_no_flipped_byte_is_believed(at: int, flip: int) -> None:
     data = bytearray(DOCUMENT)
     data[at] ^= flip
     with pytest.raises(DocumentError):
-        verify(bytes(data), root=ROOT)
+        believed(bytes(data), root=ROOT)
 
 
 def test_odd_certificates_do_not_write_to_standard_error(recwarn: pytest.WarningsRecorder) -> None:
@@ -247,5 +269,120 @@ def test_odd_certificates_do_not_write_to_standard_error(recwarn: pytest.Warning
     serial = 0x0123456789ABCDEF << 64 | int(START.timestamp())
     assert (spoilt := der.replace(serial.to_bytes(16, "big"), b"\x81" + bytes(15))) != der
     chain = Chain.make()
-    assert refused(chain.document(leaf=spoilt), root=chain.root) is Check.CHAIN
+    assert refused(chain.document(leaf=spoilt), root=chain.root) is Check.CHAIN_NAMES
     assert not recwarn.list
+
+
+# ---- reports ----
+
+
+def status(report: Report, check: Check) -> tuple[Status, str]:
+    (finding,) = [f for f in report.findings if f.check is check]
+    return finding.status, finding.reason
+
+
+def test_documents_from_ec2_are_believed() -> None:
+    signed = verify(SIGNED_2022, now=datetime(2026, 11, 27, tzinfo=UTC))
+    assert signed.valid
+    assert signed.root == AWS_ROOT
+    assert signed.document.pcrs[8] != bytes(48)
+    assert status(signed, Check.MODULE_ID)[0] is Status.PASS
+    state, reason = status(signed, Check.VALID_NOW)
+    assert state is Status.NOT_APPLICABLE
+    assert reason.startswith("expired 1533 d")
+    assert [f.check for f in verify(SIGNED_2022, at=datetime(2026, 11, 27, tzinfo=UTC)).failures] == [
+        Check.VALIDITY
+    ] * 4
+    debug = verify(DEBUG_2024)
+    assert [f.check for f in debug.failures] == [Check.DEBUG_MODE]
+    assert verify(DEBUG_2024, allow_debug=True).valid
+    assert [f.check for f in verify(DEBUG_2024, roots=[Root.of(ROOT)], allow_debug=True).failures] == [Check.ROOT]
+
+
+@given(st.integers(0, len(SIGNED_2022) - 1), st.integers(1, 255))
+@settings(max_examples=100, deadline=None)
+def test_no_flipped_byte_of_a_real_document_is_believed(at: int, flip: int) -> None:
+    data = bytearray(SIGNED_2022)
+    data[at] ^= flip
+    assert not verify(bytes(data)).valid
+
+
+def test_our_documents_are_not_awss() -> None:
+    assert {f.check for f in verify(DOCUMENT).failures} == {Check.ROOT}
+    assert {f.check for f in verify(DOCUMENT, roots=[]).failures} == {Check.ROOT}
+    assert verify(DOCUMENT, roots=[*AWS_ROOTS, Root.of(ROOT)]).valid
+
+
+def test_a_misplaced_root_is_named() -> None:
+    chain = Chain.make()
+    ders = [link.der for link in chain.links[:-1]]
+    report = report_of(chain.document(bundle=list(reversed(ders))), root=chain.root)
+    assert "that is cabundle[3], so the order is wrong" in status(report, Check.ROOT)[1]
+
+
+def test_every_fault_is_a_line() -> None:
+    chain = Chain.make(spoiler(3, ca=False, path_length=None))
+    document = chain.document(at=START + timedelta(hours=4))
+    report = report_of(document, root=ROOT, nonce=b"n", expect_pcrs={0: bytes(48), 1: b"\x11" * 48})
+    assert failed(document, root=ROOT) == {Check.ROOT, Check.CONSTRAINTS, Check.VALIDITY}
+    assert {f.check for f in report.failures} >= {Check.NONCE, Check.PCRS}
+    lines = [(f.status, f.reason[:7]) for f in report.findings if f.check is Check.PCRS]
+    assert lines == [(Status.FAIL, "PCR0 is"), (Status.PASS, "PCR1 is")]
+    assert status(report, Check.SIGNATURE)[0] is Status.PASS
+
+
+def test_debug_mode_is_given_as_the_reason() -> None:
+    report = report_of(make_module(debug_mode=True).attest(), expect_pcrs={0: PCR0})
+    assert "PCR0 is zero, as in debug mode, expected 1010" in status(report, Check.PCRS)[1]
+
+
+def test_instance_in_the_module_id() -> None:
+    right = identity_registers(instance_id="i-1234567890abcdef0")
+    for registers, expected in (
+        (right, Status.PASS),
+        ({4: b"\x04" * 48}, Status.FAIL),
+        ({4: bytes(48)}, Status.NOT_APPLICABLE),
+    ):
+        module = make_module(measurements={0: PCR0, 1: PCR0, 2: PCR0} | registers)
+        assert status(report_of(module.attest()), Check.MODULE_ID)[0] is expected
+
+
+@pytest.mark.parametrize(
+    ("hours", "expected", "words"),
+    [
+        (1, Status.PASS, "for another 1 h 59 min"),
+        (5, Status.NOT_APPLICABLE, "expired 2 h 0 min ago"),
+        (100, Status.NOT_APPLICABLE, "expired 4 d 1 h ago"),
+        (-1, Status.NOT_APPLICABLE, "not valid yet"),
+    ],
+)
+def test_whether_it_is_still_valid_is_said_and_decides_nothing(hours: int, expected: Status, words: str) -> None:
+    report = report_of(DOCUMENT, now=START + timedelta(hours=hours))
+    assert report.valid
+    state, reason = status(report, Check.VALID_NOW)
+    assert state is expected
+    assert words in reason
+
+
+def test_values_are_not_in_what_is_said_of_them() -> None:
+    report = report_of(DOCUMENT, nonce=b"other", user_data=b"user", public_key=b"key")
+    for check in (Check.NONCE, Check.USER_DATA, Check.PUBLIC_KEY):
+        reason = status(report, check)[1]
+        assert not any(value in reason for value in ("other", "6e6f6e6365", "75736572", "6b6579"))
+
+
+@given(st.binary(max_size=300))
+@settings(deadline=None)
+def test_any_bytes_give_a_report(data: bytes) -> None:
+    report = report_of(data)
+    assert not report.valid
+    with pytest.raises(DocumentError):
+        _ = report.document
+
+
+@given(st.integers(0, len(DOCUMENT) - 1), st.integers(1, 255), st.integers(0, 40))
+@settings(max_examples=200, deadline=None)
+def test_damaged_documents_give_a_report(at: int, flip: int, cut: int) -> None:
+    data = bytearray(DOCUMENT)
+    data[at] ^= flip
+    report_of(bytes(data[: len(data) - cut]))

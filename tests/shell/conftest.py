@@ -12,7 +12,7 @@ import pytest
 from enclavedbg.demo import READY_LINE, image_path
 from enclavedbg.machine.enclave import Enclave, EnclaveConfig
 from enclavedbg.machine.events import ConsoleLine, Record
-from enclavedbg.shell.enclave_commands import COMMANDS
+from enclavedbg.shell.commands import COMMANDS
 from enclavedbg.shell.session import Session
 from enclavedbg.shell.text import Text, plain
 

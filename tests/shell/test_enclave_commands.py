@@ -25,7 +25,9 @@ def test_pcrs_are_those_of_the_file(live: Live) -> None:
     text = live.command("pcrs")
     for index in (0, 1, 2):
         assert f"PCR{index}  {live.enclave.measurements.as_mapping()[index].hex()} locked  = file" in text
-    assert len(text.splitlines()) == 3
+    instance = live.enclave.nsm.module_id.partition("-enc")[0]
+    assert text.splitlines()[3].endswith(f" locked  = {instance}")
+    assert len(text.splitlines()) == 4
     assert len(live.command("pcrs all").splitlines()) == 32
 
 
@@ -49,7 +51,7 @@ def test_vsock(live: Live) -> None:
         async with await live.enclave.vsock.connect(5000, label="test") as stream:
             await stream.write(b"hello")
             assert await stream.read_exactly(5) == b"hello"
-            from enclavedbg.shell.enclave_commands import COMMANDS
+            from enclavedbg.shell.commands import COMMANDS
             from enclavedbg.shell.text import plain
 
             return plain(await COMMANDS.run(live.session, "vsock"))
@@ -105,7 +107,7 @@ def test_misuse(live: Live, line: str) -> None:
 
 def test_help_lists_every_command(live: Live) -> None:
     text = live.command("help")
-    names = "status pcrs nsm attest vsock console events stop continue step regs mem dis bt break delete sym quit help"
+    names = "status pcrs nsm attest fault catch vsock console events stop continue step regs mem dis bt break delete"
     for name in names.split():
         assert f"\n{name} " in f"\n{text}"
     assert max(map(len, text.splitlines())) <= 80 and len(text.splitlines()) <= 22

@@ -14,8 +14,8 @@ from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from enclavedbg.machine.events import ConsoleLine, GuestWarning
+from enclavedbg.shell.commands import COMMANDS
 from enclavedbg.shell.completion import ShellCompleter
-from enclavedbg.shell.enclave_commands import COMMANDS
 from enclavedbg.shell.prompt import BURST, Interrupted, Shell, history_file, open_history
 from enclavedbg.shell.session import Session
 from enclavedbg.shell.text import Text, plain
@@ -269,7 +269,7 @@ def completions(live: Live, line: str) -> list[str]:
         ("break start_kernel+$r1", {f"start_kernel+$r1{n}" for n in range(6)}),
         ("help con", {"continue", "console"}),
         ("vsock p", {"packets"}),
-        ("events on nsm", {"nsm.exchange", "nsm.pcr"}),
+        ("events on nsm", {"nsm.exchange", "nsm.pcr", "nsm.request"}),
         ("nonsense x", set()),
         ("quit ", set()),
         ("dis ", set()),

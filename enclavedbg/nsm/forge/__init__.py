@@ -1,0 +1,8 @@
+"""Documents that a verifier must refuse, each for one known reason, to test a verifier with."""
+
+from __future__ import annotations
+
+from enclavedbg.nsm.forge.catalogue import FORGERIES, Forgery, forge
+from enclavedbg.nsm.forge.original import Claims, Original
+
+__all__ = ["FORGERIES", "Claims", "Forgery", "Original", "forge"]

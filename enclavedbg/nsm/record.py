@@ -1,0 +1,70 @@
+"""A report as plain data, for JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from enclavedbg.errors import NsmError
+from enclavedbg.nsm.document import is_debug_mode, time_of
+from enclavedbg.nsm.reading import Reading
+from enclavedbg.nsm.verify import Report
+
+
+def report_record(report: Report) -> dict[str, Any]:
+    """The verdict, every finding, and what the document says; bytes in hex, times in ISO 8601."""
+    return {
+        "valid": report.valid,
+        "readable": report.readable,
+        "checked_at": None if report.at is None else report.at.isoformat(),
+        "root": None if report.root is None else {"name": report.root.name, "sha256": report.root.fingerprint.hex()},
+        "checks": [
+            {
+                "check": finding.check.name.lower(),
+                "title": finding.check.value,
+                "status": finding.status.value,
+                "reason": finding.reason,
+            }
+            for finding in report.findings
+        ],
+        "document": document_record(report.reading),
+    }
+
+
+def document_record(reading: Reading) -> dict[str, Any] | None:
+    """The fields that are of the right types and sizes; None where there is no document."""
+    if not reading.readable:
+        return None
+    values = reading.values
+    record: dict[str, Any] = {"size": reading.size}
+    for name in ("module_id", "digest", "timestamp"):
+        record[name] = values.get(name)
+    if "timestamp" in values:
+        record["time"] = time_of(values["timestamp"]).isoformat()
+    if "pcrs" in values:
+        record["pcrs"] = {str(index): value.hex() for index, value in values["pcrs"].items()}
+        record["debug_mode"] = is_debug_mode(values["pcrs"])
+    for name in ("public_key", "user_data", "nonce"):
+        value = values.get(name)
+        record[name] = None if value is None else value.hex()
+    record["certificates"] = [_certificate(der) for der in (*values.get("cabundle", ()), values.get("certificate"))]
+    return record
+
+
+def _certificate(der: bytes | None) -> dict[str, Any] | None:
+    from enclavedbg.nsm.certificates import summarise
+
+    if der is None:
+        return None
+    try:
+        found = summarise(der)
+    except NsmError as error:
+        return {"error": str(error), "der": der.hex()}
+    return {
+        "subject": found.subject,
+        "issuer": found.issuer,
+        "serial": f"{found.serial:x}",
+        "not_before": found.not_before.isoformat(),
+        "not_after": found.not_after.isoformat(),
+        "sha256": found.fingerprint.hex(),
+        "der": der.hex(),
+    }

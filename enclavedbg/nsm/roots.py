@@ -1,0 +1,66 @@
+"""Root certificates to trust: AWS's by its published fingerprint, or any given one."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from enclavedbg.errors import NsmError
+
+ROOT_FILE_LIMIT = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """A root that a verifier pins: the SHA-256 of its DER, and what to call it."""
+
+    name: str
+    fingerprint: bytes
+
+    @classmethod
+    def of(cls, der: bytes, name: str = "the given root") -> Root:
+        """The root whose certificate in DER is at hand."""
+        return cls(name, hashlib.sha256(der).digest())
+
+
+AWS_ROOT = Root(
+    "AWS's root for commercial regions",
+    bytes.fromhex("641A0321A3E244EFE456463195D606317ED7CDCC3C1756E09893F3C68F79BB5B"),
+)
+"""The fingerprint that AWS publishes (user guide, "Verifying the root of trust")."""
+
+AWS_GOVCLOUD_ROOT = Root(
+    "AWS's root for GovCloud regions",
+    bytes.fromhex("20BCD30A3E168EA03789E1C45912BC123C4DE3C977B8A6E1C125C7929D668B3B"),
+)
+"""Of the certificate that AWS's documentation prints for that partition (CN aws-us-gov.nitro-enclaves)."""
+
+AWS_ROOTS = (AWS_ROOT, AWS_GOVCLOUD_ROOT)
+"""The China partition has a root of its own, which is to be given."""
+
+
+def root_from(data: bytes, name: str) -> Root:
+    """A root from a certificate in PEM (its first, whatever else is there) or DER; raises NsmError.
+
+    `name` says where it came from.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    from enclavedbg.nsm.certificates import READ_ERRORS, first_line, quietly
+
+    try:
+        with quietly():
+            read = x509.load_pem_x509_certificate if b"-----BEGIN" in data else x509.load_der_x509_certificate
+            return Root.of(read(data).public_bytes(Encoding.DER), name)
+    except READ_ERRORS as error:
+        raise NsmError(f"{name} holds no certificate in PEM or DER ({first_line(error)})") from error
+
+
+def development_root(folder: Path) -> Root | None:
+    """The root of the development authority kept in `folder`, None when none was made yet; raises NsmError."""
+    from enclavedbg.nsm.authority import kept_pem
+
+    pem = kept_pem(folder)
+    return None if pem is None else root_from(pem, "the development root")

@@ -1,0 +1,173 @@
+"""`enclavedbg attest explain`: what a document says, and what becomes of every check of a verifier."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from enclavedbg.errors import NsmError
+from enclavedbg.nsm.authority import default_folder
+from enclavedbg.nsm.findings import Status
+from enclavedbg.nsm.record import report_record
+from enclavedbg.nsm.roots import AWS_ROOTS, ROOT_FILE_LIMIT, Root, development_root, root_from
+from enclavedbg.nsm.tree import document_tree, safe, tree_lines
+from enclavedbg.nsm.verify import Report, verify
+from enclavedbg.options import UsageError
+from enclavedbg.verbs.attest.inputs import STDIN, parse_bytes, read_document, read_input
+from enclavedbg.verbs.eif.output import measuring_warnings, print_json, warn
+
+_COLOURS = {Status.PASS: "32", Status.FAIL: "1;31", Status.NOT_APPLICABLE: "2"}
+_NAME, _DIM = "36", "2"
+_PCR = re.compile(r"(?:PCR)?([0-9]{1,2})=(?:0x)?([0-9a-f]{96})", re.IGNORECASE)
+_BYTES = "text, hex:..., base64:... or @FILE"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """DOC, what to trust, when, what to expect, --json."""
+    parser.description = (
+        "What an attestation document says, and what becomes of every check of a verifier. Documents from EC2 and "
+        "from enclavedbg alike. Exit status: 0 valid, 1 not valid, 2 no document can be read there."
+    )
+    parser.add_argument(
+        "document", type=Path, nargs="?", default=STDIN, metavar="DOC",
+        help="binary, base64 or hex; standard input when left out, or -",
+    )  # fmt: skip
+    trust = parser.add_argument_group("what to trust, and when")
+    trust.add_argument(
+        "--root", type=Path, action="append", metavar="FILE",
+        help="a root certificate to trust, PEM or DER, and no other; default: AWS's (commercial regions, GovCloud) "
+        "and this user's development root",
+    )  # fmt: skip
+    trust.add_argument(
+        "--at", type=parse_when, metavar="TIME",
+        help="check certificates at this time, e.g. 2026-11-27T10:00:00Z, or `now`; default: the document's own time",
+    )  # fmt: skip
+    trust.add_argument("--allow-debug", action="store_true", help="do not refuse the document of a debug-mode enclave")
+    expected = parser.add_argument_group("what to expect")
+    expected.add_argument(
+        "--expect-pcr", type=parse_pcr, action="append", default=[], metavar="N=HEX", help="e.g. 0=36e0...; repeatable"
+    )
+    expected.add_argument("--expect-eif", type=Path, metavar="FILE", help="the PCRs of this enclave image")
+    for name in ("nonce", "user-data", "public-key"):
+        expected.add_argument(f"--{name}", metavar="VALUE", help=_BYTES if name == "nonce" else "likewise")
+    parser.add_argument("--json", action="store_true", help="everything as JSON")
+
+
+def parse_when(text: str) -> datetime:
+    """An aware datetime from ISO 8601 (UTC unless it says otherwise), or `now`."""
+    if text == "now":
+        return datetime.now(UTC)
+    try:
+        at = datetime.fromisoformat(text)
+        return at if at.tzinfo else at.replace(tzinfo=UTC)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time; expected e.g. 2026-11-27T10:00:00Z, 2026-11-27 or now"
+        ) from None
+
+
+def parse_pcr(text: str) -> tuple[int, bytes]:
+    """A register's index and value from `N=HEX`."""
+    match = _PCR.fullmatch(text)
+    if match is None or int(match[1]) > 31:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r}: expected N=HEX, with N from 0 to 31 and 96 hex digits")
+    return int(match[1]), bytes.fromhex(match[2])
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print tree and checks; 0 when the document is valid, 1 when not, 2 when it is none."""
+    if options.document == STDIN and sys.stdin.isatty():
+        raise UsageError("no document; name a file, or pipe one in (see enclavedbg attest explain --help)")
+    values = {name: getattr(options, name) for name in ("nonce", "user_data", "public_key")}
+    report = verify(
+        read_document(options.document),
+        roots=_roots(options.root),
+        at=options.at,
+        now=datetime.now(UTC),
+        expect_pcrs=expected_registers(options.expect_pcr, options.expect_eif),
+        allow_debug=options.allow_debug,
+        **{name: None if value is None else parse_bytes(value) for name, value in values.items()},
+    )
+    if options.json:
+        print_json(report_record(report))
+    elif not report.readable:
+        # One line, as for every input that is not what it should be.
+        first = report.failures[0]
+        name = "standard input" if options.document == STDIN else options.document
+        raise NsmError(f"{name} is no attestation document ({first.check.value}: {safe(first.reason)})")
+    else:
+        coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        print("\n".join(lines(report, coloured=coloured, ascii_only=not _shows_lines())))
+    if not report.readable:
+        return 2
+    return 0 if report.valid else 1
+
+
+def _roots(given: Sequence[Path] | None) -> list[Root]:
+    if given:
+        return [root_from(read_input(path, limit=ROOT_FILE_LIMIT), str(path)) for path in given]
+    try:
+        development = development_root(default_folder(os.environ))
+    except NsmError as error:
+        warn([f"{error}. Documents of enclavedbg's own are not trusted"])
+        development = None
+    return [*AWS_ROOTS, *([development] if development else [])]
+
+
+def expected_registers(given: Sequence[tuple[int, bytes]], image: Path | None) -> dict[int, bytes]:
+    """The registers of an image, and those named one by one; raises UsageError when the two differ."""
+    expected: dict[int, bytes] = {}
+    if image is not None:
+        from enclavedbg.eif.measure import measure_file
+        from enclavedbg.eif.source import open_source
+        from enclavedbg.eif.walk import walk_eif
+
+        with open_source(image) as source:
+            walk = walk_eif(source)
+            measured = measure_file(source, walk)
+        warn(measuring_warnings(walk, measured))
+        expected |= measured.measurements.as_mapping()
+    for index, value in given:
+        if expected.get(index, value) != value:
+            raise UsageError(f"two values are expected of PCR{index}; name one")
+        expected[index] = value
+    return expected
+
+
+def _shows_lines() -> bool:
+    try:
+        "├─└│".encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def lines(report: Report, *, coloured: bool = False, ascii_only: bool = False) -> Iterator[str]:
+    """For people: the tree, the checks, the verdict in one line."""
+
+    def paint(colour: str, text: str) -> str:
+        return f"\x1b[{colour}m{text}\x1b[0m" if coloured and text else text
+
+    for guides, name, value in tree_lines(document_tree(report.reading), ascii_only=ascii_only):
+        yield f"{paint(_DIM, guides)}{paint(_NAME, name)}  {value}".rstrip()
+    yield ""
+    width = max(len(finding.check.value) for finding in report.findings)
+    for finding in report.findings:
+        status = paint(_COLOURS[finding.status], f"{finding.status.value:4}")
+        yield f"{status}  {finding.check.value:{width}}  {safe(finding.reason)}"
+    yield ""
+    yield paint(_COLOURS[Status.PASS if report.valid else Status.FAIL], verdict(report))
+
+
+def verdict(report: Report) -> str:
+    """Valid or not, and why, in one line."""
+    if report.valid:
+        assert report.root is not None
+        return f"valid, under {report.root.name}"
+    failed = list(dict.fromkeys(finding.check.value for finding in report.failures))
+    return f"NOT VALID; failed checks: {', '.join(failed)}"

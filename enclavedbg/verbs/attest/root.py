@@ -1,0 +1,49 @@
+"""`enclavedbg attest root`: the development root certificate, to be given to a verifier."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from enclavedbg.cli import parse_seed
+from enclavedbg.errors import MachineError
+from enclavedbg.machine.clock import Clock, entropy_source
+from enclavedbg.nsm.authority import Authority, default_folder
+from enclavedbg.verbs.eif.output import warn
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """--seed, --der."""
+    parser.description = (
+        "The certificate of the development root, in PEM on standard output. It is made on first use and stays the "
+        "same from then on; its key never leaves the state folder. A verifier that is to take documents of enclavedbg "
+        "trusts this certificate, beside AWS's or in its place, and only where that is a test."
+    )
+    parser.add_argument("--seed", type=parse_seed, metavar="N", help="the root of runs with --seed N instead")
+    parser.add_argument("--der", action="store_true", help="in DER instead")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the certificate; 0."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    if options.der and sys.stdout.isatty():
+        raise MachineError("DER is binary, and standard output is a terminal; redirect it to a file")
+    certificate = x509.load_der_x509_certificate(authority(options.seed).root())
+    if options.seed is not None:
+        warn([f"whoever knows the number {options.seed} can sign under this root: trust it in tests alone"])
+    sys.stdout.buffer.write(certificate.public_bytes(Encoding.DER if options.der else Encoding.PEM))
+    sys.stdout.flush()
+    return 0
+
+
+def authority(seed: int | None, *, ephemeral: bool = False) -> Authority:
+    """The authority of a seed, one for this process alone, or the one that this user keeps."""
+    from enclavedbg.machine.enclave import seeded_authority
+
+    if seed is not None:
+        return seeded_authority(seed)
+    folder = None if ephemeral else default_folder(os.environ)
+    return Authority(folder, now=Clock().host_now, random_bytes=entropy_source())

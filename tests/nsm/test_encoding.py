@@ -1,0 +1,72 @@
+"""Documents and values as people hand them around."""
+
+from __future__ import annotations
+
+import base64
+
+import cbor2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enclavedbg.errors import NsmError
+from enclavedbg.nsm.encoding import document_bytes, value_bytes
+from tests.nsm.real import SIGNED_2022
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        SIGNED_2022,
+        SIGNED_2022.hex().encode(),
+        b"0x" + SIGNED_2022.hex().upper().encode() + b"\n",
+        base64.b64encode(SIGNED_2022),
+        base64.b64encode(SIGNED_2022).rstrip(b"="),
+        base64.urlsafe_b64encode(SIGNED_2022),
+        base64.encodebytes(SIGNED_2022).replace(b"\n", b"\r\n"),
+        cbor2.dumps({"Attestation": {"document": SIGNED_2022}}),
+        base64.b64encode(cbor2.dumps({"Attestation": {"document": SIGNED_2022}})),
+    ],
+)
+def test_forms_of_a_document(form: bytes) -> None:
+    assert document_bytes(form) == SIGNED_2022
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(b"", "empty"), (b"hello, world", "expected COSE_Sign1"), (b"abcde", "base64 that is damaged")],
+)
+def test_what_is_no_document(data: bytes, message: str) -> None:
+    with pytest.raises(NsmError, match=message):
+        document_bytes(data)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_give_bytes_or_an_error(data: bytes) -> None:
+    try:
+        assert isinstance(document_bytes(data), bytes)
+    except NsmError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("abc", b"abc"),
+        ("", b""),
+        ("hex:00ff", b"\x00\xff"),
+        ("0x00FF", b"\x00\xff"),
+        ("base64:AP8=", b"\x00\xff"),
+        ("text:hex:00", b"hex:00"),
+        ("a:b", b"a:b"),
+        ("\u00e9", b"\xc3\xa9"),
+    ],
+)
+def test_values(text: str, value: bytes) -> None:
+    assert value_bytes(text) == value
+
+
+@pytest.mark.parametrize("text", ["hex:0", "0xzz", "base64:A", "base64:@@@@"])
+def test_values_that_are_not_what_they_say(text: str) -> None:
+    with pytest.raises(NsmError, match="takes it as it stands"):
+        value_bytes(text)

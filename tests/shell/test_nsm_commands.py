@@ -1,0 +1,155 @@
+"""The shell's commands about the secure module, on the running demo enclave."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from enclavedbg.errors import NsmError
+from enclavedbg.machine.cpu.engine import Caught
+from enclavedbg.machine.events import GuestStopped
+from enclavedbg.nsm.roots import Root
+from enclavedbg.nsm.verify import verify
+from enclavedbg.shell.table import CommandError
+from tests.shell.conftest import SECONDS, Live
+
+pytestmark = pytest.mark.live
+
+
+@pytest.fixture(autouse=True)
+def no_faults_left(live: Live) -> Iterator[None]:
+    yield
+    for number, _, _ in live.enclave.nsm.faults.listing():
+        live.enclave.nsm.faults.remove(number)
+    for number, _ in live.enclave.catchpoints.listing():
+        live.enclave.catchpoints.remove(number)
+
+
+async def ask_for_document(live: Live, nonce: bytes) -> tuple[int, bytes]:
+    """The demo program's attestation service: status and answer."""
+    absent = struct.pack(">I", 0xFFFF_FFFF)
+    async with await live.enclave.vsock.connect(5001, label="test") as stream:
+        await stream.write(absent + struct.pack(">I", len(nonce)) + nonce + absent)
+        status, length = struct.unpack(">BI", await stream.read_exactly(5))
+        return status, await stream.read_exactly(length)
+
+
+def test_the_guests_document_explained_and_saved(live: Live, tmp_path: Path) -> None:
+    status, document = live.call(ask_for_document(live, b"a nonce"))
+    assert status == 0
+    text = live.command("nsm explain")
+    assert '"a nonce"' in text
+    assert "pass  COSE signature" in text
+    assert "pass  expected PCRs            PCR0 is" in text
+    assert "pinned root              the development root (not AWS's)" in text
+    path = tmp_path / "doc.bin"
+    assert f"in {path}" in live.command(f"nsm save {path}")
+    assert path.read_bytes() == document
+    assert verify(document, roots=[Root.of(live.enclave.nsm.authority.root())], nonce=b"a nonce").valid
+    with pytest.raises(CommandError, match="cannot write"):
+        live.command(f"nsm save {tmp_path}/no/doc.bin")
+
+
+def test_the_history_has_a_line_for_each_exchange(live: Live) -> None:
+    live.call(ask_for_document(live, b"x"))
+    text = live.command("nsm 50")
+    assert "nsm.exchange: Attestation user_data=none nonce=1 bytes public_key=none -> document=" in text
+    assert "nsm.request" not in text
+
+
+def test_faults(live: Live) -> None:
+    assert "There are no faults" in live.command("fault")
+    first = live.command("fault attestation#1 error InternalError")
+    number = int(first.split()[1].rstrip(":"))
+    assert first == f"Fault {number}: Attestation#1 error InternalError\n"
+    assert live.call(ask_for_document(live, b"x")) == (1, b"InternalError")
+    assert live.call(ask_for_document(live, b"x"))[0] == 0
+    assert "Attestation#1 error InternalError  2 requests of that kind so far" in live.command("fault")
+    assert "[fault: error InternalError]" in live.command("nsm 5")
+    live.command("fault any delay 1ms")
+    assert live.command(f"fault off {number}") == f"Fault {number} (Attestation#1 error InternalError) is gone\n"
+    assert "(any delay 1ms) is gone" in live.command("fault off")
+    assert live.command("fault off") == "There are no faults.\n"
+    for line in (f"fault off {number}", "fault off x"):
+        with pytest.raises(CommandError):
+            live.command(line)
+    with pytest.raises(NsmError, match="there is no request"):
+        live.command("fault Nonsense drop")
+
+
+def stop_of(live: Live) -> GuestStopped:
+    """Wait for the machine to stand still; its last stop."""
+    assert live.enclave.debug.wait_stopped(SECONDS)
+    event = live.enclave.events.history("stop")[-1].event
+    assert isinstance(event, GuestStopped)
+    return event
+
+
+def test_a_catchpoint_stops_where_the_guest_rings_the_doorbell(live: Live) -> None:
+    assert "There are no catchpoints" in live.command("catch")
+    assert live.command("catch nsm Attestation if nonce == abc").endswith(": nsm Attestation if nonce == abc\n")
+    assert live.call(ask_for_document(live, b"other"))[0] == 0
+    answer = asyncio.run_coroutine_threadsafe(ask_for_document(live, b"abc"), live.loop)
+    stop = stop_of(live)
+    assert "Attestation user_data=none nonce=3 bytes public_key=none, not answered yet" in stop.reason
+    assert isinstance(live.enclave.debug.stop_reason, Caught)
+    trace = live.command("bt")
+    assert "vm_notify" in trace.splitlines()[0]
+    assert "nsm_" in trace
+    asked = live.command("nsm 1")
+    assert "nsm.request: Attestation" in asked
+    # The doorbell is the last instruction executed: a store, with the queue's index.
+    rip = live.enclave.debug.state().rip
+    code = live.command("dis vm_notify 30").splitlines()
+    place = next(i for i, line in enumerate(code) if f"{rip:016x}" in line)
+    assert "mov dword ptr [" in code[place - 1]
+    assert not answer.done()
+    live.command("step")
+    assert "nsm.exchange: Attestation" in live.command("nsm 1")
+    live.command("delete")
+    live.command("continue")
+    assert answer.result(SECONDS)[0] == 0
+
+
+def test_a_catchpoint_after_the_answer(live: Live) -> None:
+    live.command("fault Attestation error InvalidArgument")
+    number = int(live.command("catch nsm after Attestation if error == InvalidArgument").split()[1].rstrip(":"))
+    answer = asyncio.run_coroutine_threadsafe(ask_for_document(live, b"abc"), live.loop)
+    assert "-> InvalidArgument (as the fault says)" in stop_of(live).reason
+    assert "vm_notify" in live.command("bt").splitlines()[0]
+    assert f"{number:3}  nsm after Attestation" in live.command("catch")
+    assert live.command(f"delete {number}").startswith(f"Catchpoint {number} (nsm after Attestation")
+    live.command("continue")
+    assert answer.result(SECONDS) == (1, b"InvalidArgument")
+
+
+def test_breakpoints_and_catchpoints_share_their_numbers(live: Live) -> None:
+    live.command("catch nsm LockPCR")
+    live.command("break start_kernel")
+    text = live.command("delete")
+    assert "Catchpoint" in text and "Breakpoint" in text
+    with pytest.raises(CommandError, match="there is no breakpoint 99"):
+        live.command("delete 99")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "catch nsm",
+        "catch vsock",
+        "catch nsm Nonsense",
+        "catch nsm Attestation soon",
+        "catch nsm Attestation if error == InvalidIndex",
+        "catch nsm after Attestation if x == 1",
+        "nsm save",
+        "nsm explain it",
+    ],
+)
+def test_misuse(live: Live, line: str) -> None:
+    with pytest.raises((CommandError, NsmError)) as caught:
+        live.command(line)
+    assert "\n" not in str(caught.value)
