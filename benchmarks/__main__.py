@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Context], None]]] = {
     "memory": ("the process's memory besides the guest's RAM", footprint.memory),
     "gdb": ("from connecting to a backtrace with names", debugger.gdb),
     "attest": ("the secure module's documents, against bare signatures", attest.attest),
+    "explain": ("a document explained, against the start of the command", attest.explain),
     "eif-measure": ("measurements of a 1 GiB image, against bare SHA-384", eif.measure),
     "eif-ls": ("files of a 300 MB gzip ramdisk, against zlib", eif.listing),
     "vsock": ("echo through the guest, against a plain echo server", echo.vsock),
