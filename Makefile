@@ -3,7 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 # What an installation depends on; a change installs again.
-INPUTS := pyproject.toml setup.py $(wildcard enclavedbg/machine/cpu/soft/native.c)
+INPUTS := pyproject.toml setup.py $(wildcard enclavedbg/machine/cpu/soft/native*.[ch])
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
