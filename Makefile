@@ -14,7 +14,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make lint    run ruff and mypy"
 	@echo "make bench   measure the figures of docs/benchmarks.md"
-	@echo "make fuzz    feed damaged images to all that reads them, 50 minutes; ARGS=\"image --seconds 60\" less"
+	@echo "make fuzz    feed damaged input to all that reads it, 80 minutes; ARGS=\"image --seconds 60\" less"
 	@echo "make stress  run the long stress image on the software CPU, repeatedly"
 	@echo "make clean   remove the virtual environment and everything that was built"
 	@echo

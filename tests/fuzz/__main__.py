@@ -12,14 +12,14 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[2] / ".fuzz"
-TARGETS = ("image", "sign", "signature", "files", "ramdisk")
+TARGETS = ("image", "sign", "signature", "files", "ramdisk", "request", "document", "policy")
 
 
 def fuzz(target: str, *, seconds: int, folder: Path) -> None:
     """Fuzz one target in this process; atheris ends it, with a status of its own when an input failed."""
     import atheris
 
-    with atheris.instrument_imports(include=["enclavedbg.eif"]):
+    with atheris.instrument_imports(include=["enclavedbg.eif", "enclavedbg.nsm"]):
         from tests.fuzz import targets
 
     found = folder / target

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import json
 import lzma
 import stat
+from base64 import b64encode
 from pathlib import Path
 
 import zstandard
@@ -13,7 +15,21 @@ import zstandard
 from enclavedbg.eif.cpio import CpioEntry, write_newc
 from enclavedbg.eif.reader import read_eif
 from enclavedbg.eif.writer import assemble
+from enclavedbg.nsm.document import MapEncoding
+from enclavedbg.nsm.wire import (
+    Attestation,
+    DescribeNSM,
+    DescribePCR,
+    ExtendPCR,
+    GetRandom,
+    LockPCR,
+    LockPCRs,
+    Request,
+    encode_request,
+)
 from tests.eif.test_compression import lz4_legacy
+from tests.nsm.real import SIGNED_2022
+from tests.nsm.support import make_module
 
 VECTORS = Path(__file__).parents[1] / "eif" / "vectors"
 FIRST = write_newc(
@@ -67,9 +83,62 @@ def signatures() -> dict[str, bytes]:
     return found
 
 
+def requests() -> dict[str, bytes]:
+    """Every kind of request, and forms that our own encoder does not write."""
+    made: dict[str, Request] = {
+        "describe": DescribeNSM(),
+        "random": GetRandom(),
+        "pcr": DescribePCR(31),
+        "extend": ExtendPCR(16, b"data"),
+        "lock": LockPCR(16),
+        "range": LockPCRs(20),
+        "attest": Attestation(b"user", b"nonce", b"key"),
+    }
+    found = {name: encode_request(request) for name, request in made.items()}
+    head = bytes.fromhex("bf69457874656e64504352bf65696e64657819001064646174615f4101")
+    found["indefinite"] = head + b"\x42\2\3\xff\xff\xff"
+    return found
+
+
+def documents() -> dict[str, bytes]:
+    """One from EC2, the same in base64, and one of ours with a map of indefinite length."""
+    ours = make_module(map_encoding=MapEncoding.INDEFINITE).attest(nonce=b"n")
+    return {"ec2": SIGNED_2022, "base64": b64encode(SIGNED_2022), "ours": ours}
+
+
+def policies() -> dict[str, bytes]:
+    """AWS's usual statements, and one with everything in it."""
+    account = {"AWS": "arn:aws:iam::111122223333:root"}
+    root = {"Effect": "Allow", "Principal": account, "Action": "kms:*", "Resource": "*"}
+    enclave = root | {
+        "Principal": {"AWS": ["arn:aws:iam::111122223333:role/r"]},
+        "Condition": {"StringEqualsIgnoreCase": {"kms:RecipientAttestation:ImageSha384": "00" * 48}},
+    }
+    everything = {
+        "Sid": "x",
+        "Effect": "Deny",
+        "NotPrincipal": {"AWS": "*", "Service": ["s3.amazonaws.com"]},
+        "NotAction": ["kms:De*", "kms:?"],
+        "Condition": {
+            "ForAnyValue:StringNotLikeIfExists": {"kms:RecipientAttestation:PCR4": ["a*", "b?"]},
+            "Null": {"kms:RecipientAttestation:PCR8": True},
+            "NumericLessThan": {"aws:MultiFactorAuthAge": 5},
+        },
+    }
+    both = {"Version": "2012-10-17", "Id": "key", "Statement": [root, enclave, everything]}
+    return {"usual": json.dumps({"Statement": enclave}).encode(), "everything": json.dumps(both).encode()}
+
+
 def main() -> None:
     """Write all of them."""
-    for target, made in (("image", images()), ("ramdisk", ramdisks()), ("signature", signatures())):
+    for target, made in (
+        ("image", images()),
+        ("ramdisk", ramdisks()),
+        ("signature", signatures()),
+        ("request", requests()),
+        ("document", documents()),
+        ("policy", policies()),
+    ):
         folder = Path(__file__).with_name("seeds") / target
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in made.items():

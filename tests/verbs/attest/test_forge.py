@@ -17,6 +17,7 @@ from enclavedbg.eif import measure, read_eif
 from enclavedbg.machine.enclave import seeded_authority
 from enclavedbg.nsm.forge import FORGERIES
 
+
 def explain(folder: Path, manifest: dict[str, object]) -> tuple[int, list[str]]:
     """What explain says when it is told what the manifest says."""
     expect = manifest["expect"]

@@ -1,0 +1,147 @@
+"""What makes a policy weaker than it looks: access without attestation, and access for debug-mode enclaves.
+
+Neither depends on the document: each statement that allows is tried with a request of those whom it names, once
+without a document and once with one of a debug-mode enclave, and the statements that deny are tried on the same
+request. Nothing is assumed of the request's other keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from enclavedbg.nsm.keypolicy.parse import Effect, KeyPolicy, Statement
+from enclavedbg.nsm.keypolicy.principals import Caller, CallerKind, callers_named
+from enclavedbg.nsm.keypolicy.registers import Registers
+from enclavedbg.nsm.keypolicy.request import Request, is_attestation_key, register_of
+from enclavedbg.nsm.keypolicy.statements import StatementResult, judge_statement
+from enclavedbg.nsm.keypolicy.truth import Truth
+from enclavedbg.nsm.pcr import DEBUG_ZEROED, PCR_COUNT, ZERO
+
+DEBUG_MODE: Registers = {index: ZERO if index in DEBUG_ZEROED else None for index in range(PCR_COUNT)}
+"""What a debug-mode enclave attests: the image's registers are zeros, the others may hold anything."""
+
+
+class FindingKind(Enum):
+    """What is wrong."""
+
+    WITHOUT_ATTESTATION = "without-attestation"
+    DEBUG_MODE = "debug-mode"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A statement that lets in more than one enclave. Not `certain` when something decides that is not known here."""
+
+    kind: FindingKind
+    statement: Statement
+    certain: bool
+    message: str
+    cure: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Access:
+    """A caller that a statement lets in."""
+
+    caller: Caller
+    result: StatementResult
+    depends_on: tuple[str, ...]
+
+    @property
+    def certain(self) -> bool:
+        return not self.depends_on
+
+
+def find(policy: KeyPolicy, action: str) -> Iterator[Finding]:
+    """The findings for one action, in the order of the statements; none when it takes no document at all."""
+    if not Request(action, None, None, {}).takes_document:
+        return
+    for statement in policy.statements:
+        if statement.effect is not Effect.ALLOW:
+            continue
+        without = list(_accesses(policy, statement, action, None))
+        if without:
+            yield _without_attestation(statement, action, without)
+        asks = any(is_attestation_key(condition.key) for condition in statement.conditions)
+        if asks and not any(access.certain for access in without):
+            with_zeros = list(_accesses(policy, statement, action, DEBUG_MODE))
+            if with_zeros:
+                yield _debug_mode(statement, with_zeros)
+
+
+def _accesses(policy: KeyPolicy, statement: Statement, action: str, registers: Registers | None) -> Iterator[_Access]:
+    denials = [other for other in policy.statements if other.effect is Effect.DENY]
+    for caller in dict.fromkeys(callers_named(statement.principals)):
+        request = Request(action, registers, caller, {})
+        result = judge_statement(statement, request)
+        if result.holds is Truth.NO:
+            continue
+        denied = [(denial, judge_statement(denial, request).holds) for denial in denials]
+        if any(truth is Truth.YES for _, truth in denied):
+            continue
+        depends_on = [unknown.condition.key for unknown in result.unknown]
+        if result.holds is Truth.UNKNOWN and result.reason:
+            depends_on.append(result.reason)
+        depends_on += [denial.title for denial, truth in denied if truth is Truth.UNKNOWN]
+        yield _Access(caller, result, tuple(dict.fromkeys(depends_on)))
+
+
+def _without_attestation(statement: Statement, action: str, accesses: list[_Access]) -> Finding:
+    certain = [access for access in accesses if access.certain]
+    shown = certain or accesses
+    accounts = [str(access.caller.account) for access in shown if access.caller.kind is CallerKind.ROOT]
+    others = [_who(access.caller) for access in shown if access.caller.kind is not CallerKind.ROOT]
+    allow, let = ("allows", "lets") if certain else ("may allow", "may let")
+    deeds = []
+    if others:
+        deeds.append(f"{allow} {action} to {_list(others)}")
+    if accounts:
+        deeds.append(f"{let} the IAM policies of account {_list(accounts)} allow {action}")
+    depends = "" if certain else f" (it depends: {_list(shown[0].depends_on)})"
+    return Finding(
+        FindingKind.WITHOUT_ATTESTATION,
+        statement,
+        bool(certain),
+        f"{statement.title} {' and '.join(deeds)} without attestation{depends}: "
+        "then the enclave is not what protects the key",
+        _cure(action, attested=shown[0].result.attested, for_account=not others),
+    )
+
+
+def _cure(action: str, *, attested: bool, for_account: bool) -> str:
+    if attested:
+        return "its conditions hold without a document: use StringEqualsIgnoreCase, no IfExists, ForAllValues or Not"
+    if for_account:
+        return f"leave {action} out of it (NotAction, or a list of what the account is to do with the key)"
+    return f"leave {action} out of it, or ask there for kms:RecipientAttestation:ImageSha384"
+
+
+def _debug_mode(statement: Statement, accesses: list[_Access]) -> Finding:
+    certain = any(access.certain for access in accesses)
+    conditions = accesses[0].result.conditions
+    image = [result.condition for result in conditions if register_of(result.condition.key) in DEBUG_ZEROED]
+    zeros = [condition.key for condition in image if any(value and not value.strip("0") for value in condition.values)]
+    if not image:
+        why = "nothing in it asks which image runs"
+    elif zeros:
+        why = f"it takes zeros for {_list(list(dict.fromkeys(zeros)))}"
+    else:
+        why = "its conditions on the image let zeros pass"
+    return Finding(
+        FindingKind.DEBUG_MODE,
+        statement,
+        certain,
+        f"{statement.title} {'lets' if certain else 'may let'} in debug-mode enclaves, with any image and anybody "
+        f"looking in: {why}",
+        "ask for the image's own value of kms:RecipientAttestation:ImageSha384",
+    )
+
+
+def _who(caller: Caller) -> str:
+    return "everybody" if caller.kind is CallerKind.ANYBODY else caller.text
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,490 @@
+"""Whole policies: who is meant, which statement wins, what is weak. The policies are AWS's own and their neighbours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enclavedbg.nsm.keypolicy import (
+    RECIPIENT_ACTIONS,
+    FindingKind,
+    Outcome,
+    PolicyError,
+    PolicyResult,
+    Truth,
+    evaluate,
+    parse_policy,
+)
+from tests.nsm.support import PCR0, PCR1, PCR2
+
+PCRS = {0: PCR0, 1: PCR1, 2: PCR2, **{index: bytes(48) for index in range(3, 16)}}
+DEBUG = {index: bytes(48) for index in range(16)}
+ACCOUNT = "111122223333"
+ROLE = f"arn:aws:iam::{ACCOUNT}:role/data-processing"
+OTHER = f"arn:aws:iam::{ACCOUNT}:role/other"
+SESSION = f"arn:aws:sts::{ACCOUNT}:assumed-role/data-processing/i-1234567890abcdef0"
+IMAGE = {"StringEqualsIgnoreCase": {"kms:RecipientAttestation:ImageSha384": PCR0.hex()}}
+WRONG = {"StringEqualsIgnoreCase": {"kms:RecipientAttestation:ImageSha384": "cd" * 48}}
+ZEROS = {"StringEqualsIgnoreCase": {"kms:RecipientAttestation:PCR0": "00" * 48}}
+ALLOWED, NOT_ALLOWED, UNDECIDED = Outcome.ALLOWED, Outcome.NOT_ALLOWED, Outcome.UNDECIDED
+WITHOUT, DEBUG_MODE = FindingKind.WITHOUT_ATTESTATION, FindingKind.DEBUG_MODE
+
+ROOT = {
+    "Sid": "Enable IAM User Permissions",
+    "Effect": "Allow",
+    "Principal": {"AWS": f"arn:aws:iam::{ACCOUNT}:root"},
+    "Action": "kms:*",
+    "Resource": "*",
+}
+"""The default key policy."""
+ADMINISTRATORS = {
+    "Sid": "Allow access for Key Administrators",
+    "Effect": "Allow",
+    "Principal": {"AWS": [f"arn:aws:iam::{ACCOUNT}:user/KMSAdminUser"]},
+    "Action": ["kms:Create*", "kms:Describe*", "kms:Enable*", "kms:Get*", "kms:TagResource"],
+    "Resource": "*",
+}
+
+
+def enclave(condition: Mapping[str, object] | None = IMAGE, **changes: object) -> dict[str, Any]:
+    """AWS's example for an enclave."""
+    statement = {
+        "Sid": "Enable enclave data processing",
+        "Effect": "Allow",
+        "Principal": {"AWS": ROLE},
+        "Action": list(RECIPIENT_ACTIONS),
+        "Resource": "*",
+        **({} if condition is None else {"Condition": condition}),
+        **changes,
+    }
+    return {name: value for name, value in statement.items() if value is not None}
+
+
+def deny(condition: Mapping[str, object] | None = None, **changes: object) -> dict[str, Any]:
+    return enclave(condition, **{"Sid": "No", "Effect": "Deny", "Principal": "*", **changes})
+
+
+def answer(*statements: Mapping[str, object], pcrs: Mapping[int, bytes] = PCRS, **request: Any) -> PolicyResult:
+    return evaluate(parse_policy(json.dumps({"Version": "2012-10-17", "Statement": statements})), pcrs, **request)
+
+
+def kinds(result: PolicyResult) -> list[tuple[FindingKind, int, bool]]:
+    return [(finding.kind, finding.statement.number, finding.certain) for finding in result.findings]
+
+
+def test_the_right_image() -> None:
+    result = answer(ADMINISTRATORS, enclave(), principal=ROLE)
+    assert result.allowed and result.outcome is ALLOWED
+    assert result.verdict == "statement 'Enable enclave data processing' allows kms:Decrypt to this enclave"
+    assert [each.statement.number for each in result.because] == [2]
+    assert [each.holds for each in result.statements] == [Truth.NO, Truth.YES]
+    assert not result.statements[0].right_action and "kms:Create*" in result.statements[0].reason
+    assert not result.findings
+
+
+def test_another_image() -> None:
+    result = answer(ADMINISTRATORS, enclave(WRONG), principal=ROLE)
+    assert (result.outcome, result.because) == (NOT_ALLOWED, ())
+    assert result.verdict == "statement 'Enable enclave data processing' does not hold for this enclave (ImageSha384)"
+    (failed,) = result.statements[1].failed
+    assert failed.found == (PCR0.hex(),)
+
+
+def test_conditions_are_joined_by_and() -> None:
+    both = {"StringEquals": {"kms:RecipientAttestation:PCR0": PCR0.hex(), "kms:RecipientAttestation:PCR1": PCR1.hex()}}
+    assert answer(enclave(both)).allowed
+    both["StringEquals"]["kms:RecipientAttestation:PCR2"] = "cd" * 48
+    result = answer(enclave(both))
+    assert not result.allowed and result.verdict.endswith("(PCR2)")
+    assert answer(enclave({**IMAGE, "StringNotEquals": {"kms:RecipientAttestation:PCR1": PCR1.hex()}})).allowed is False
+
+
+def test_debug_mode_is_named() -> None:
+    result = answer(enclave(), pcrs=DEBUG)
+    assert result.verdict.endswith("(ImageSha384; the enclave ran in debug mode)")
+    # Beside something else that fails.
+    more = enclave({**IMAGE, "StringEquals": {"kms:ViaService": "x", "kms:RecipientAttestation:PCR3": "33" * 48}})
+    assert answer(more, pcrs=DEBUG, context={"kms:ViaService": "y"}).verdict.endswith(
+        "does not hold for this enclave (ImageSha384, ViaService, PCR3; the enclave ran in debug mode)"
+    )
+    assert answer(deny({"StringNotEquals": IMAGE["StringEqualsIgnoreCase"]}), pcrs=DEBUG).verdict == (
+        "statement 'No' denies kms:Decrypt to this enclave (ImageSha384; the enclave ran in debug mode)"
+    )
+
+
+def test_a_deny_wins() -> None:
+    result = answer(enclave(), enclave(), deny(IMAGE), principal=ROLE)
+    assert result.outcome is NOT_ALLOWED and result.because[0].statement.number == 3
+    assert answer(enclave(), deny(WRONG), principal=ROLE).allowed
+    assert answer(deny(WRONG), principal=ROLE).verdict == "no statement allows kms:Decrypt to this caller"
+    assert answer().outcome is NOT_ALLOWED
+
+
+def test_a_deny_that_is_not_known_leaves_it_open() -> None:
+    maybe = deny({"Bool": {"aws:SecureTransport": "false"}})
+    result = answer(enclave(), maybe)
+    assert result.outcome is UNDECIDED and "aws:SecureTransport" in result.verdict
+    assert answer(enclave(), maybe, context={"AWS:securetransport": "true"}).allowed
+    assert answer(enclave(), maybe, context={"aws:SecureTransport": ["false"]}).outcome is NOT_ALLOWED
+    # Nothing would allow it anyway.
+    assert answer(enclave(WRONG), maybe).outcome is NOT_ALLOWED
+    assert answer(enclave(WRONG), enclave({"Bool": {"a:b": "true"}}, Sid="b"), maybe).outcome is UNDECIDED
+
+
+def test_other_keys_are_not_guessed() -> None:
+    via = enclave({**IMAGE, "StringEquals": {"kms:ViaService": "s3.us-east-1.amazonaws.com"}})
+    assert answer(via).outcome is UNDECIDED and "kms:ViaService" in answer(via).verdict
+    assert answer(via, context={"kms:viaservice": "s3.us-east-1.amazonaws.com"}).allowed
+    assert answer(via, context={"kms:ViaService": "ec2.us-east-1.amazonaws.com"}).outcome is NOT_ALLOWED
+    assert answer(via, context={"kms:ViaService": []}).outcome is NOT_ALLOWED
+    # One that fails decides, whatever the other.
+    assert answer(via, pcrs={**PCRS, 0: PCR1}).outcome is NOT_ALLOWED
+
+
+def test_the_account_leaves_it_to_iam_policies() -> None:
+    for principal in ({"AWS": f"arn:aws:iam::{ACCOUNT}:root"}, {"AWS": ACCOUNT}):
+        for caller in (None, ROLE, SESSION):
+            result = answer({**ROOT, "Principal": principal}, principal=caller)
+            assert result.outcome is UNDECIDED
+            assert result.verdict.endswith(f"leaves it to the IAM policies of account {ACCOUNT}")
+            assert result.because[0].account == ACCOUNT
+    assert answer(ROOT, principal=f"arn:aws:iam::{ACCOUNT}:root").allowed
+    assert answer(ROOT, principal="arn:aws:iam::444455556666:role/x").outcome is NOT_ALLOWED
+    assert answer(ROOT, enclave(), principal=ROLE).allowed
+    both = answer(ROOT, enclave(WRONG), principal=ROLE)
+    assert both.outcome is UNDECIDED and "(ImageSha384), and statement 'Enable IAM" in both.verdict
+    assert answer({**ROOT, "Condition": WRONG}, principal=ROLE).outcome is NOT_ALLOWED
+    assert answer(enclave(), deny(Principal={"AWS": ACCOUNT}), principal=ROLE).outcome is NOT_ALLOWED
+
+
+@pytest.mark.parametrize(
+    ("named", "caller", "outcome"),
+    [
+        ("*", ROLE, ALLOWED),
+        ({"AWS": "*"}, "arn:aws:iam::444455556666:user/bob", ALLOWED),
+        ({"AWS": [OTHER, ROLE]}, ROLE, ALLOWED),
+        ({"AWS": ROLE}, SESSION, ALLOWED),
+        ({"AWS": f"arn:aws:iam::{ACCOUNT}:role/path/data-processing"}, SESSION, ALLOWED),
+        ({"AWS": SESSION}, SESSION, ALLOWED),
+        ({"AWS": SESSION}, ROLE, UNDECIDED),
+        ({"AWS": SESSION}, SESSION + "0", NOT_ALLOWED),
+        ({"AWS": SESSION}, OTHER, NOT_ALLOWED),
+        ({"AWS": ACCOUNT}, f"arn:aws:iam::{ACCOUNT}:root", ALLOWED),
+        ({"AWS": ROLE}, OTHER, NOT_ALLOWED),
+        ({"AWS": ROLE.lower().replace("data", "Data")}, ROLE, NOT_ALLOWED),
+        ({"AWS": f"arn:aws:iam::{ACCOUNT}:role/*"}, ROLE, NOT_ALLOWED),
+        ({"AWS": "AROAEXAMPLE"}, ROLE, NOT_ALLOWED),
+        ({"AWS": "AROAEXAMPLE"}, None, NOT_ALLOWED),
+        ({"AWS": f"arn:aws:iam::{ACCOUNT}:user/bob"}, f"arn:aws:sts::{ACCOUNT}:federated-user/bob", UNDECIDED),
+        ({"Service": "ec2.amazonaws.com"}, ROLE, NOT_ALLOWED),
+        ({"Service": "ec2.amazonaws.com"}, None, NOT_ALLOWED),
+        ({"Service": "ec2.amazonaws.com"}, "ec2.amazonaws.com", ALLOWED),
+        ({"Federated": "cognito-identity.amazonaws.com"}, ROLE, UNDECIDED),
+        ({"Federated": "cognito-identity.amazonaws.com"}, None, UNDECIDED),
+        ({"Federated": "cognito-identity.amazonaws.com"}, f"arn:aws:iam::{ACCOUNT}:user/bob", NOT_ALLOWED),
+        ({"AWS": []}, ROLE, NOT_ALLOWED),
+        ({"AWS": [ACCOUNT, ROLE]}, None, ALLOWED),
+    ],
+)
+def test_principals(named: object, caller: str | None, outcome: Outcome) -> None:
+    assert answer(enclave(Principal=named), principal=caller).outcome is outcome
+
+
+def test_a_role_that_is_not_meant_is_named_in_the_verdict() -> None:
+    assert answer(enclave(), principal=OTHER).verdict.endswith(f"does not hold for this caller: it is about {ROLE}")
+
+
+def test_without_a_principal_a_deny_for_some_is_open() -> None:
+    some = deny(Principal={"AWS": OTHER})
+    assert answer(enclave(), some).outcome is UNDECIDED
+    assert answer(enclave(), some, principal=ROLE).allowed
+    assert answer(enclave(Principal="*"), some, principal=OTHER).outcome is NOT_ALLOWED
+    assert answer(enclave(), deny(Principal={"Service": "ec2.amazonaws.com"})).allowed
+
+
+@pytest.mark.parametrize(
+    ("left_out", "caller", "outcome"),
+    [
+        ([ROLE, ACCOUNT], ROLE, ALLOWED),
+        ([ROLE, ACCOUNT], SESSION, ALLOWED),
+        # AWS wants both, and says that it might deny when one is missing.
+        ([ROLE], ROLE, UNDECIDED),
+        ([ACCOUNT], ROLE, UNDECIDED),
+        ([OTHER], ROLE, NOT_ALLOWED),
+        ([OTHER], None, UNDECIDED),
+        (["*"], None, ALLOWED),
+    ],
+)
+def test_not_principal(left_out: Sequence[str], caller: str | None, outcome: Outcome) -> None:
+    statement = deny(Principal=None, NotPrincipal={"AWS": left_out})
+    assert answer(enclave(), statement, principal=caller).outcome is outcome
+
+
+def test_not_principal_with_allow_is_not_supported_by_aws() -> None:
+    statement = enclave(Principal=None, NotPrincipal={"AWS": [OTHER, ACCOUNT]})
+    result = answer(statement, principal="arn:aws:iam::444455556666:role/x")
+    assert result.outcome is UNDECIDED and "AWS does not support NotPrincipal with Allow" in result.verdict
+    assert answer(statement, principal=OTHER).outcome is NOT_ALLOWED
+
+
+@pytest.mark.parametrize(
+    ("elements", "allowed"),
+    [
+        ({"Action": "kms:Decrypt"}, True),
+        ({"Action": "KMS:decrypt"}, True),
+        ({"Action": ["kms:Encrypt", "kms:De*"]}, True),
+        ({"Action": "kms:D?crypt"}, True),
+        ({"Action": "*"}, True),
+        ({"Action": "kms:Decryp"}, False),
+        ({"Action": []}, False),
+        ({"Action": None, "NotAction": "kms:Encrypt"}, True),
+        ({"Action": None, "NotAction": ["kms:dec*"]}, False),
+        ({"Action": None}, False),
+        ({"Resource": None}, False),
+        ({"Resource": None, "NotResource": "*"}, False),
+        ({"Resource": ["arn:aws:kms:*:*:key/1", "*"]}, True),
+    ],
+)
+def test_actions_and_resources(elements: dict[str, object], allowed: bool) -> None:
+    assert answer(enclave(**elements)).outcome is (ALLOWED if allowed else NOT_ALLOWED)
+
+
+def test_a_statement_that_kms_ignores_is_not_what_fails() -> None:
+    result = answer(enclave(Action=None), enclave(Resource=None))
+    assert result.verdict == "no statement allows kms:Decrypt to this caller"
+    assert [(each.right_action, each.concerned) for each in result.statements] == [(False, False)] * 2
+
+
+def test_a_resource_that_may_be_the_key() -> None:
+    result = answer(enclave(Resource="arn:aws:kms:us-east-1:111122223333:key/1"))
+    assert result.outcome is UNDECIDED and "which may or may not be this key" in result.verdict
+
+
+def test_actions_asked_for() -> None:
+    only = enclave(Action="kms:GenerateDataKey*")
+    assert answer(only, action="GenerateDataKey").action == "kms:GenerateDataKey"
+    assert answer(only, action="kms:generatedatakeypair").action == "kms:GenerateDataKeyPair"
+    assert answer(only, action="kms:GenerateDataKeyPair").allowed
+    # There KMS has none of the keys.
+    result = answer(enclave(Action="kms:*"), action="kms:Sign")
+    assert result.outcome is NOT_ALLOWED and not result.findings
+    assert "takes no attestation document" in result.statements[0].conditions[0].reason
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"action": "kms:*"},
+        {"action": "kms:Decrypt\n"},
+        {"action": ""},
+        {"principal": "bob"},
+        {"principal": ""},
+        {"principal": "arn:aws:iam::1:role/x"},
+        {"principal": f"arn:aws:iam::{ACCOUNT}:role/*"},
+        {"context": {"kms:RecipientAttestation:PCR0": "00"}},
+        {"context": {"a:b": "1", "A:B": "2"}},
+    ],
+)
+def test_questions_that_make_no_sense(request_: dict[str, Any]) -> None:
+    with pytest.raises(PolicyError) as caught:
+        answer(enclave(), **request_)
+    assert str(caught.value).isprintable()
+
+
+# Findings.
+
+
+def test_access_without_attestation() -> None:
+    users = enclave(None, Sid="Allow use of the key", Action=["kms:Encrypt", "kms:Decrypt"])
+    result = answer(users, enclave(WRONG))
+    assert result.allowed and "with or without an enclave" in result.verdict
+    assert kinds(result) == [(WITHOUT, 1, True)]
+    assert ROLE in result.findings[0].message
+    # An attested statement is the better reason.
+    assert answer(users, enclave()).because[0].statement.number == 2
+    assert kinds(answer(users, enclave(), action="kms:GenerateDataKey")) == []
+
+
+def test_the_default_policy_lets_iam_policies_decrypt() -> None:
+    result = answer(ROOT, enclave(), principal=ROLE)
+    assert result.allowed and kinds(result) == [(WITHOUT, 1, True)]
+    assert f"lets the IAM policies of account {ACCOUNT} allow kms:Decrypt" in result.findings[0].message
+    # What AWS advises.
+    assert not answer({**{k: v for k, v in ROOT.items() if k != "Action"}, "NotAction": "kms:Decrypt"}).findings
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        {"StringEqualsIfExists": {"kms:RecipientAttestation:PCR0": PCR0.hex()}},
+        {"StringNotEquals": {"kms:RecipientAttestation:PCR0": "00" * 48}},
+        {"ForAllValues:StringEquals": {"kms:RecipientAttestation:PCR0": PCR0.hex()}},
+        {"Null": {"kms:RecipientAttestation:PCR40": "true"}},
+        {"StringEquals": {"kms:CallerAccount": ACCOUNT}},
+    ],
+)
+def test_conditions_that_hold_without_a_document(condition: dict[str, object]) -> None:
+    result = answer(enclave(condition), principal=ROLE)
+    assert result.allowed and kinds(result) == [(WITHOUT, 1, True)]
+
+
+def test_a_guard_closes_it() -> None:
+    guard = deny({"StringNotEqualsIgnoreCase": IMAGE["StringEqualsIgnoreCase"]})
+    null = deny({"Null": {"kms:RecipientAttestation:ImageSha384": "true"}})
+    for closed in (guard, null):
+        assert kinds(answer(ROOT, closed, enclave(), principal=ROLE)) == []
+    # It is for others only.
+    for_other = {**guard, "Principal": {"AWS": OTHER}}
+    assert kinds(answer(ROOT, for_other, enclave(), principal=ROLE)) == [(WITHOUT, 1, True)]
+    # It depends.
+    with_more = deny({**guard["Condition"], "Bool": {"aws:SecureTransport": "true"}})
+    (finding,) = answer(ROOT, with_more, enclave(), principal=ROLE).findings
+    assert not finding.certain and "statement 'No'" in finding.message
+
+
+def test_what_access_depends_on() -> None:
+    key = enclave(None, Resource="arn:aws:kms:us-east-1:111122223333:key/1")
+    (finding,) = answer(key).findings
+    assert not finding.certain and "it depends: its Resource is arn:aws:kms:us-east-1" in finding.message
+    others = enclave(None, Principal=None, NotPrincipal={"AWS": OTHER})
+    (finding,) = answer(others).findings
+    assert not finding.certain and "AWS does not support NotPrincipal with Allow" in finding.message
+    # One caller for sure, the other perhaps.
+    maybe = deny({"Bool": {"aws:SecureTransport": "false"}}, Principal={"AWS": OTHER})
+    for condition, kind in ((None, WITHOUT), (ZEROS, DEBUG_MODE)):
+        for both in ([ROLE, OTHER], [OTHER, ROLE]):
+            (finding,) = answer(enclave(condition, Principal={"AWS": both}), maybe).findings
+            assert (finding.kind, finding.certain) == (kind, True)
+            assert OTHER not in finding.message
+
+
+def test_access_by_an_identity_provider() -> None:
+    google, amazon = {"Federated": "accounts.google.com"}, {"Federated": "www.amazon.com"}
+    assert kinds(answer(enclave(None, Principal=google))) == [(WITHOUT, 1, True)]
+    assert kinds(answer(enclave(None, Principal=google), deny(Principal=amazon))) == [(WITHOUT, 1, True)]
+    assert kinds(answer(enclave(None, Principal=google), deny(Principal=google))) == []
+    assert kinds(answer(enclave(None), deny(Principal={"AWS": f"arn:aws:iam::{ACCOUNT}:user/x"}))) == [
+        (WITHOUT, 1, True)
+    ]
+
+
+def test_access_that_depends_on_other_keys() -> None:
+    via = enclave({"StringEquals": {"kms:ViaService": "s3.us-east-1.amazonaws.com"}}, Principal="*", Sid="via")
+    # Whatever this request has: the next one may have another.
+    (finding,) = answer(via, enclave(), context={"kms:ViaService": []}, principal=ROLE).findings
+    assert (finding.kind, finding.certain) == (WITHOUT, False)
+    assert "may allow kms:Decrypt to everybody" in finding.message and "kms:ViaService" in finding.message
+
+
+def test_zeros_are_any_debug_mode_enclave() -> None:
+    result = answer(enclave(ZEROS), pcrs=DEBUG)
+    assert result.allowed and kinds(result) == [(DEBUG_MODE, 1, True)]
+    assert "it takes zeros for kms:RecipientAttestation:PCR0" in result.findings[0].message
+    # It is there whatever the document.
+    assert kinds(answer(enclave(ZEROS))) == [(DEBUG_MODE, 1, True)]
+    empty = enclave({"StringLike": {"kms:RecipientAttestation:PCR0": ["", "*"]}})
+    assert "its conditions on the image let zeros pass" in answer(empty).findings[0].message
+    either = {"StringEquals": {"kms:RecipientAttestation:PCR0": ["00" * 48, PCR0.hex()]}}
+    assert "it takes zeros" in answer(enclave(either)).findings[0].message
+    assert kinds(answer(enclave(either))) == [(DEBUG_MODE, 1, True)]
+    # Not if the image is named beside.
+    assert kinds(answer(enclave({**ZEROS, "StringEquals": {"kms:RecipientAttestation:PCR1": PCR1.hex()}}))) == []
+    assert kinds(answer(enclave(ZEROS), deny(ZEROS))) == []
+    assert kinds(answer(enclave({"StringLike": {"kms:RecipientAttestation:PCR0": "*"}}))) == [(DEBUG_MODE, 1, True)]
+
+
+def test_a_policy_that_does_not_ask_for_the_image() -> None:
+    role = enclave({"StringEquals": {"kms:RecipientAttestation:PCR3": "33" * 48}})
+    (finding,) = answer(role).findings
+    assert finding.kind is DEBUG_MODE and "nothing in it asks which image runs" in finding.message
+    # A signing certificate is one of the image's registers.
+    assert kinds(answer(enclave({"StringEquals": {"kms:RecipientAttestation:PCR8": "88" * 48}}))) == []
+
+
+# Anything.
+
+NAMES = st.sampled_from(
+    [
+        "*",
+        ROLE,
+        OTHER,
+        SESSION,
+        ACCOUNT,
+        f"arn:aws:iam::{ACCOUNT}:root",
+        "AROAEXAMPLE",
+        "arn:aws:iam::444455556666:root",
+    ]
+)
+PRINCIPALS = st.just("*") | st.dictionaries(
+    st.sampled_from(["AWS", "Service", "Federated"]), st.lists(NAMES, max_size=3)
+)
+CONDITIONS = st.dictionaries(
+    st.sampled_from(
+        ["StringEquals", "StringNotEquals", "StringLikeIfExists", "ForAllValues:StringLike", "Null", "Bool"]
+    ),
+    st.dictionaries(
+        st.sampled_from(
+            ["kms:RecipientAttestation:PCR0", "kms:RecipientAttestation:PCR3", "kms:ViaService", "aws:PrincipalArn"]
+        ),
+        st.lists(st.sampled_from([PCR0.hex(), "00" * 48, "true", "*", "${x}", ROLE]), max_size=2),
+        max_size=2,
+    ),
+    max_size=2,
+)
+STATEMENTS = st.fixed_dictionaries(
+    {
+        "Effect": st.sampled_from(["Allow", "Deny"]),
+        "Action": st.sampled_from(["kms:*", "kms:Decrypt", "kms:Encrypt", "*"]),
+        "Resource": st.sampled_from(["*", "arn:aws:kms:us-east-1:111122223333:key/1"]),
+        "Condition": CONDITIONS,
+    }
+).flatmap(
+    lambda statement: st.tuples(st.sampled_from(["Principal", "NotPrincipal"]), PRINCIPALS).map(
+        lambda named: {**statement, named[0]: named[1]}
+    )
+)
+DOCUMENTS = st.dictionaries(st.integers(0, 31), st.sampled_from([PCR0, bytes(48), b"\x33" * 32]), max_size=4)
+CONTEXTS = st.dictionaries(
+    st.sampled_from(["kms:ViaService", "a:b"]), st.lists(st.sampled_from(["*", "s"]), max_size=2)
+)
+CALLERS = st.none() | st.sampled_from([ROLE, OTHER, SESSION, ACCOUNT, "ec2.amazonaws.com"])
+
+
+@given(st.lists(STATEMENTS, max_size=4), DOCUMENTS, CALLERS, CONTEXTS)
+def test_any_policy_has_a_legal_answer(
+    statements: list[dict[str, Any]], pcrs: dict[int, bytes], caller: str | None, context: dict[str, list[str]]
+) -> None:
+    result = answer(*statements, pcrs=pcrs, principal=caller, context=context)
+    assert result.allowed is (result.outcome is ALLOWED)
+    assert result.verdict and "\n" not in result.verdict
+    assert len(result.statements) == len(statements)
+    effects = {(each.statement.effect.value, each.holds) for each in result.statements}
+    allows = effects & {("Allow", Truth.YES), ("Allow", Truth.UNKNOWN)}
+    if ("Deny", Truth.YES) in effects or not allows:
+        assert result.outcome is NOT_ALLOWED
+    elif not any(holds is Truth.UNKNOWN for _, holds in effects):
+        assert result.outcome is ALLOWED
+    assert all(finding.statement.effect.value == "Allow" and finding.message for finding in result.findings)
+
+
+@given(st.lists(STATEMENTS, max_size=3), DOCUMENTS, CALLERS, CONTEXTS)
+def test_a_deny_for_everybody_closes_any_policy(
+    statements: list[dict[str, Any]], pcrs: dict[int, bytes], caller: str | None, context: dict[str, list[str]]
+) -> None:
+    result = answer(*statements, deny(), pcrs=pcrs, principal=caller, context=context)
+    assert result.outcome is NOT_ALLOWED and not result.findings
+
+
+@given(st.lists(STATEMENTS, max_size=3), DOCUMENTS, st.sampled_from([ROLE, OTHER]), CONTEXTS)
+def test_what_is_decided_stays_so_when_more_is_known(
+    statements: list[dict[str, Any]], pcrs: dict[int, bytes], caller: str, context: dict[str, list[str]]
+) -> None:
+    before = answer(*statements, pcrs=pcrs, principal=caller)
+    after = answer(*statements, pcrs=pcrs, principal=caller, context=context)
+    assert before.outcome in (UNDECIDED, after.outcome)
+    assert before.findings == after.findings
