@@ -158,6 +158,8 @@ def check_constraints(chain: Sequence[ChainCertificate], findings: Findings) -> 
             fail(f"{certificate.where} allows {constraints.path_length} CA certificates below it, {below} are there")
     if leaf.constraints is not None and leaf.constraints.ca:
         fail("the leaf certificate is a CA certificate")
+    elif leaf.constraints is not None and leaf.constraints.path_length is not None:
+        fail("the leaf certificate has a path length, which only a CA's may have")
     if leaf.usage is None or not leaf.usage.digital_signature:
         fail("the leaf certificate may not sign documents (key usage digitalSignature)")
     for certificate in chain:

@@ -363,6 +363,16 @@ def test_a_stop_before_the_answer_leaves_the_request_in_the_ring() -> None:
     assert guest.finished() == "LockPCR"
 
 
+def test_a_request_that_is_put_off_is_in_a_saved_state() -> None:
+    memory = GuestMemory(RAM)
+    other, guest = Guest(memory), Guest(memory)
+    guest.schedule.stopping = True
+    guest.begin(LockPCR(20))
+    other.mmio.load(guest.mmio.save())
+    other.queue = guest.queue
+    assert other.queue.written(other.queue.take_all()[1]) == b"gLockPCR"
+
+
 @pytest.mark.parametrize("put_off", ["delay", "stop"])
 def test_what_was_put_off_does_not_outlast_a_reset(put_off: str) -> None:
     guest = Guest()
