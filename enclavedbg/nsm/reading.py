@@ -15,29 +15,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from enclavedbg.nsm.cbor import CborError, Simple, Tagged, TrailingBytesError, decode
+from enclavedbg.nsm.cbor import CborError, Tagged, TrailingBytesError, decode
 from enclavedbg.nsm.document import (
     ALGORITHM_HEADER,
-    CERTIFICATE_LIMIT,
     COSE_SIGN1_TAG,
-    DIGEST,
     DOCUMENT_LIMIT,
     ES384,
-    FIELD_LIMIT,
     PAYLOAD_LIMIT,
-    PCR_SIZES,
     SIGNATURE_SIZE,
     DecodedDocument,
 )
+from enclavedbg.nsm.fields import FIELDS, OPTIONAL, kind_of
 from enclavedbg.nsm.findings import Check, DocumentError, Finding, Findings, Status
-from enclavedbg.nsm.pcr import PCR_COUNT
-
-REQUIRED = ("module_id", "digest", "timestamp", "pcrs", "certificate", "cabundle")
-OPTIONAL = ("public_key", "user_data", "nonce")
-"""May be null or absent: AWS's guide says absent, real modules write null."""
-
-_LAST_TIMESTAMP = 253_402_300_800_000
-"""Milliseconds since 1970 at the end of the year 9999, where datetimes end."""
 
 _NITRO_TPM = "nitrotpm_pcrs"
 """A field of documents that EC2 instances get through their NitroTPM, under the same root."""
@@ -164,15 +153,15 @@ class _Reader:
         tagged = isinstance(item, Tagged) and item.tag == COSE_SIGN1_TAG
         parts = item.value if tagged else item
         if not isinstance(parts, list) or len(parts) != 4:
-            found = f"an array of {len(parts)}" if isinstance(parts, list) else _kind(parts)
+            found = f"an array of {len(parts)}" if isinstance(parts, list) else kind_of(parts)
             self._fail(Check.STRUCTURE, f"{found}, expected an array of 4, untagged or with tag 18 (COSE_Sign1)")
             return
         protected, unprotected, payload, signature = parts
         for name, part in (("protected header", protected), ("payload", payload), ("signature", signature)):
             if not isinstance(part, bytes):
-                self._fail(Check.STRUCTURE, f"the {name} is {_kind(part)}, expected a byte string")
+                self._fail(Check.STRUCTURE, f"the {name} is {kind_of(part)}, expected a byte string")
         if not isinstance(unprotected, dict):
-            self._fail(Check.STRUCTURE, f"the unprotected header is {_kind(unprotected)}, expected a map")
+            self._fail(Check.STRUCTURE, f"the unprotected header is {kind_of(unprotected)}, expected a map")
         if self.findings.has_failed(Check.STRUCTURE):
             return
         if not 1 <= len(payload) <= PAYLOAD_LIMIT:
@@ -209,14 +198,14 @@ class _Reader:
         except CborError:
             return
         if not isinstance(fields, dict):
-            self._fail(Check.FIELDS, f"the payload is {_kind(fields)}, expected a map")
+            self._fail(Check.FIELDS, f"the payload is {kind_of(fields)}, expected a map")
             return
         self.fields = fields
-        for name, convert in _FIELDS.items():
+        for name, convert in FIELDS.items():
             self._field(name, convert)
         if _NITRO_TPM in fields:
             self._fail(Check.FIELDS, f"field {_NITRO_TPM}: this is an EC2 instance's NitroTPM document, no enclave's")
-        others = [key for key in fields if key not in _FIELDS]
+        others = [key for key in fields if key not in FIELDS]
         known = f"{len(self.values)} fields of the right types and sizes"
         ignored = f"; unknown and ignored: {', '.join(f'{key!r:.30}' for key in others[:5])}" if others else ""
         self.findings.passed_unless_failed(Check.FIELDS, known + ignored)
@@ -230,116 +219,3 @@ class _Reader:
             self.values[name] = convert(self.fields[name])
         except ValueError as error:
             self._fail(Check.FIELDS, f"field {name}: {error}")
-
-
-def _kind(value: Any) -> str:
-    """What an item is, for messages."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "a truth value"
-        case int():
-            return "an integer"
-        case float():
-            return "a float"
-        case bytes():
-            return f"a byte string of {len(value)} bytes"
-        case str():
-            return "a text"
-        case list():
-            return f"an array of {len(value)}"
-        case dict():
-            return "a map"
-        case Tagged(tag=tag):
-            return f"an item with tag {tag}"
-        case Simple():
-            return "a simple value"
-    return type(value).__name__
-
-
-# Each converter checks one value and raises ValueError with what was found and what was expected.
-
-
-def _module_id(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{_kind(value)}, expected a text")
-    if not value:
-        raise ValueError("an empty text, expected a name")
-    return value
-
-
-def _digest(value: Any) -> str:
-    if value != DIGEST or not isinstance(value, str):
-        raise ValueError(f"{value!r:.20}, expected {DIGEST}")
-    return value
-
-
-def _timestamp(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < _LAST_TIMESTAMP:
-        found = str(value) if type(value) is int and abs(value) < 1 << 64 else _kind(value)
-        raise ValueError(f"{found}, expected milliseconds since 1970, above 0")
-    return value
-
-
-def _sized(limit: int) -> Callable[[Any], bytes]:
-    def convert(value: Any) -> bytes:
-        if not isinstance(value, bytes):
-            raise ValueError(f"{_kind(value)}, expected a byte string")
-        if not 1 <= len(value) <= limit:
-            raise ValueError(f"{len(value)} bytes, expected 1 to {limit}")
-        return value
-
-    return convert
-
-
-def _optional(minimum: int) -> Callable[[Any], bytes | None]:
-    def convert(value: Any) -> bytes | None:
-        if value is None:
-            return None
-        if not isinstance(value, bytes):
-            raise ValueError(f"{_kind(value)}, expected a byte string or null")
-        if not minimum <= len(value) <= FIELD_LIMIT:
-            raise ValueError(f"{len(value)} bytes, expected {minimum} to {FIELD_LIMIT}")
-        return value
-
-    return convert
-
-
-def _pcrs(value: Any) -> dict[int, bytes]:
-    if not isinstance(value, dict) or not 1 <= len(value) <= PCR_COUNT:
-        found = f"a map of {len(value)}" if isinstance(value, dict) else _kind(value)
-        raise ValueError(f"{found}, expected a map of 1 to {PCR_COUNT} registers")
-    for index, content in value.items():
-        if not isinstance(index, int) or not 0 <= index < PCR_COUNT:
-            raise ValueError(f"register {index!r:.20}, expected 0 to {PCR_COUNT - 1}")
-        if not isinstance(content, bytes) or len(content) not in PCR_SIZES:
-            raise ValueError(f"register {index} is {_kind(content)}, expected one of 32, 48 or 64 bytes")
-    return value
-
-
-def _cabundle(value: Any) -> tuple[bytes, ...]:
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"{_kind(value)}, expected an array with at least one certificate")
-    found = []
-    for place, der in enumerate(value):
-        try:
-            found.append(_CERTIFICATE(der))
-        except ValueError as error:
-            raise ValueError(f"certificate {place}: {error}") from None
-    return tuple(found)
-
-
-_CERTIFICATE = _sized(CERTIFICATE_LIMIT)
-
-_FIELDS: dict[str, Callable[[Any], Any]] = {
-    "module_id": _module_id,
-    "digest": _digest,
-    "timestamp": _timestamp,
-    "pcrs": _pcrs,
-    "certificate": _CERTIFICATE,
-    "cabundle": _cabundle,
-    "public_key": _optional(1),
-    "user_data": _optional(0),
-    "nonce": _optional(0),
-}

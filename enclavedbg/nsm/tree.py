@@ -13,7 +13,8 @@ from typing import Any
 from enclavedbg.errors import NsmError
 from enclavedbg.nsm.cbor import Simple, Tagged
 from enclavedbg.nsm.document import time_of
-from enclavedbg.nsm.reading import OPTIONAL, REQUIRED, Reading
+from enclavedbg.nsm.fields import OPTIONAL, REQUIRED
+from enclavedbg.nsm.reading import Reading
 
 SHOWN_BYTES = 64
 """Of a byte string that is no known field."""
