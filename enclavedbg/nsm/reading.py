@@ -127,7 +127,7 @@ class _Reader:
         self._open(item)
         if self.envelope is None:
             return
-        self._read_header(self.envelope.protected)
+        self._read_header(self.envelope)
         self._read_payload(self.envelope.payload)
         self.findings.passed_unless_failed(Check.CBOR, "document, protected header and payload are one item each")
         self.findings.passed_unless_failed(Check.TRAILING_BYTES, "nothing follows any of the three")
@@ -176,13 +176,17 @@ class _Reader:
             Check.STRUCTURE, f"{form}, payload of {len(payload)} bytes, signature of {len(signature)}"
         )
 
-    def _read_header(self, protected: bytes) -> None:
+    def _read_header(self, envelope: Envelope) -> None:
         try:
-            self.header = self._cbor(protected, "the protected header")
+            self.header = self._cbor(envelope.protected, "the protected header")
         except CborError:
             self._fail(Check.PROTECTED_HEADER, "it cannot be read, expected {1: -35} (ES384)")
             return
         header = self.header
+        if isinstance(header, dict):
+            for label in header.keys() & envelope.unprotected.keys():
+                # RFC 9052, section 3: malformed, as two readers may go by one or the other.
+                self._fail(Check.DUPLICATE_KEYS, f"the label {label!r:.40} stands in both headers")
         # True == 1 and -35.0 == -35 to Python; to COSE they are other things.
         alike = isinstance(header, dict) and set(header) == {ALGORITHM_HEADER}
         if alike and type(header[ALGORITHM_HEADER]) is int and header[ALGORITHM_HEADER] == ES384:

@@ -166,6 +166,15 @@ def test_what_can_be_read_is_read() -> None:
     assert any("unknown and ignored: 'extra'" in f.reason for f in extra.findings)
 
 
+def test_a_label_in_both_headers() -> None:
+    item = cbor2.loads(DOCUMENT)
+    item[1] = {1: -7, "x": 0}
+    reasons = [f.reason for f in read_document(cbor2.dumps(item)).findings if f.status is Status.FAIL]
+    assert reasons == ["the label 1 stands in both headers"]
+    item[1] = {"x": 0}
+    assert decode_document(cbor2.dumps(item)) == decode_document(DOCUMENT)
+
+
 def test_document_of_an_instance_is_not_an_enclaves() -> None:
     """NitroTPM documents come under the same root."""
     document = changed(lambda p: p.update(nitrotpm_pcrs=p.pop("pcrs")))
