@@ -7,6 +7,7 @@ it needs when it needs it.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import sys
@@ -17,11 +18,11 @@ from typing import TYPE_CHECKING, NoReturn
 from enclavedbg import __version__
 from enclavedbg.errors import EnclaveDbgError
 from enclavedbg.options import LOOPBACK, Address, Options, OutputError, UsageError
-from enclavedbg.units import seconds
+from enclavedbg.units import seconds, seed
+from enclavedbg.verbs.table import Family, Parser
 
 if TYPE_CHECKING:
     from enclavedbg.nsm.faults import Fault
-    from enclavedbg.verbs.table import Family
 
 HELP = f"""\
 enclavedbg {__version__}: run an AWS Nitro Enclave image here; stop it, look into it
@@ -139,9 +140,10 @@ def parse_instance(text: str) -> str:
 
 def parse_seed(text: str) -> int:
     """A number to repeat a run by."""
-    if not re.fullmatch("[0-9]{1,18}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no seed; expected a number, e.g. 7")
-    return int(text)
+    try:
+        return seed(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def parse_nsm_fault(text: str) -> Fault:
@@ -160,9 +162,10 @@ class _HelpNsm(argparse.Action):
         parser.exit()
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see enclavedbg --help)")
+        more = next((word for word in re.findall("--[a-z-]+", message) if word in HELP_NSM), None)
+        raise UsageError(f"{message} (see enclavedbg {'--help-nsm' if more else '--help'})")
 
     def format_help(self) -> str:
         return HELP
@@ -201,6 +204,8 @@ def parse(arguments: Sequence[str]) -> Options:
     options = Options(verb=verb, faults=tuple(given.pop("faults")), **given)
     if options.verb == "demo" and options.eif is not None:
         raise UsageError("demo brings its own image; leave out --eif, or leave out demo to run yours")
+    if options.seed is not None and options.ephemeral_authority:
+        raise UsageError("--seed signs under a root that follows from it; leave out --ephemeral-authority")
     if options.verb is None and options.eif is None:
         raise UsageError("nothing to run; name an image with --eif FILE, or try: enclavedbg demo")
     return options
@@ -232,12 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command `enclavedbg`."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        if given and given[0] in FAMILIES:
-            from importlib import import_module
-
-            family: Family = import_module(FAMILIES[given[0]]).FAMILY
-            return family.run(given[1:])
-        return execute(parse(given))
+        return _run(given)
     except EnclaveDbgError as error:
         print(f"enclavedbg: {error}", file=sys.stderr)
         if isinstance(error, OutputError):
@@ -248,6 +248,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _discard_output()
         return 141
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Do it all, with what was printed really written: Python would find out too late that it cannot be."""
+    if sys.stdout is None:
+        raise OutputError("cannot write standard output: it is closed; give it a file or a terminal")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What a terminal's encoding has not is escaped, never an error.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            return _do(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # Files are reported where they are opened, by name; what has none is standard output.
+        if error.filename is not None:
+            raise
+        raise OutputError.of(error) from error
+
+
+def _do(arguments: Sequence[str]) -> int:
+    if arguments and arguments[0] in FAMILIES:
+        from importlib import import_module
+
+        family: Family = import_module(FAMILIES[arguments[0]]).FAMILY
+        return family.run(arguments[1:])
+    return execute(parse(arguments))
 
 
 def _discard_output() -> None:

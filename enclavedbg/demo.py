@@ -32,8 +32,9 @@ STAGES = ("eif-read", "measured", "kernel-entered", "heartbeat")
 """Boot stages that the tour insists on, in their order."""
 
 GREETING = """\
-The demo enclave is up. Three things to try:
+The demo enclave is up. Four things to try:
   attest hello             an attestation document, decoded and verified
+  vsock send 5001 hex:ffffffffffffffffffffffff    the guest gets one: nsm explain
   vsock send 5000 hello    talk to the program in the enclave
   break __x64_sys_poll     then send again: it stops there; bt, step, c, delete
 All commands: help. A bad end: vsock send 5002 panic. Leave: quit."""

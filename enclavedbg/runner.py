@@ -216,7 +216,9 @@ def monitor_commands(session: Session) -> list[MonitorCommand]:
 
         return run_command
 
-    return [MonitorCommand(c.name, c.summary, runner(c.run)) for c in COMMANDS if c.monitor]
+    return [
+        MonitorCommand(c.name, c.summary, runner(c.run), plain(COMMANDS.help(c.name))) for c in COMMANDS if c.monitor
+    ]
 
 
 def config_of(options: Options) -> EnclaveConfig:

@@ -63,7 +63,7 @@ def test_defaults() -> None:
 def test_everything_at_once() -> None:
     line = "--eif x.eif --gdb :1234 --wait --memory 1G --cpu soft --cid 7 --debug-mode --vsock /run/e"
     module = "--role-arn arn:aws:iam::123456789012:role/a/B --instance-id i-1234567890abcdef0 --seed 7 --map-encoding"
-    faults = ["--nsm-fault", "any#3 drop", "--nsm-fault", "GetRandom:delay:2s", "--ephemeral-authority"]
+    faults = ["--nsm-fault", "any#3 drop", "--nsm-fault", "GetRandom:delay:2s"]
     options = parse(
         [*line.split(), "--console", "c.log", "--no-shell", "--timeout", "1.5m", *module.split(), "definite", *faults]
     )
@@ -71,7 +71,7 @@ def test_everything_at_once() -> None:
         eif=Path("x.eif"), gdb=Address("127.0.0.1", 1234), wait=True, memory=1 << 30, cpu="soft", cid=7,
         debug_mode=True, vsock=Path("/run/e"), console=Path("c.log"), shell=False, timeout=90.0,
         role_arn="arn:aws:iam::123456789012:role/a/B", instance_id="i-1234567890abcdef0", seed=7,
-        map_encoding="definite", ephemeral_authority=True,
+        map_encoding="definite",
         faults=(parse_fault("any#3 drop"), parse_fault("GetRandom delay 2s")),
     )  # fmt: skip
 
@@ -200,7 +200,7 @@ def test_memory_in_nitro_clis_unit() -> None:
         ("--seed", "-1", "is no seed"),
         ("--seed", "x", "is no seed"),
         ("--map-encoding", "other", "invalid choice"),
-        ("--nsm-fault", "Attestation", "is nothing to do to a request"),
+        ("--nsm-fault", "Attestation", r"nothing to do to the request is named.*\(see enclavedbg --help-nsm\)"),
         ("--nsm-fault", "Attest:drop", "there is no request 'Attest'"),
     ],
 )
@@ -208,3 +208,46 @@ def test_what_the_secure_module_is_not_told(option: str, value: str, message: st
     with pytest.raises(UsageError, match=message) as caught:
         parse(["--eif", "x.eif", f"{option}={value}"])
     assert "\n" not in str(caught.value)
+
+
+def test_one_authority_for_a_run() -> None:
+    assert parse(["demo", "--ephemeral-authority"]).ephemeral_authority
+    with pytest.raises(UsageError, match="leave out --ephemeral-authority"):
+        parse(["demo", "--seed", "7", "--ephemeral-authority"])
+
+
+DEMO = str(Path(__file__).parents[1] / "enclavedbg" / "data" / "demo.eif")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--help-nsm"], ["attest"], ["attest", "forge", "--list"], ["eif", "describe", DEMO]]
+)
+def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "enclavedbg", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("enclavedbg: cannot write standard output: No space left on device")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def _closed(redirection: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, "-m", "enclavedbg", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_closed_input_and_output_are_one_line() -> None:
+    for done in (_closed(">&-", "attest", "forge", "--list"), _closed("<&-", "attest", "explain")):
+        assert done.returncode == 2
+        assert "is closed" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_a_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
+    arguments = ["attest", "forge", str(tmp_path / "\u00fc"), "--only", "expired-leaf"]
+    command = [sys.executable, "-m", "enclavedbg", *arguments]
+    environment = {"PYTHONIOENCODING": "ascii", "PATH": "/usr/bin", "HOME": str(tmp_path), "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("\\xfc\n")

@@ -17,12 +17,14 @@ from enclavedbg.machine.cpu.state import CpuState
 class MonitorCommand:
     """A command: `run` gets the words after its name and returns the text to show, or an awaitable of it.
 
-    It runs on the event loop's thread; errors for the person are raised as EnclaveDbgError.
+    `details` is what `monitor help NAME` says. It runs on the event loop's thread; errors for the person are raised as
+    EnclaveDbgError.
     """
 
     name: str
     summary: str
     run: Callable[[list[str]], str | Awaitable[str]]
+    details: str = ""
 
 
 class MonitorTable:
@@ -30,7 +32,7 @@ class MonitorTable:
 
     def __init__(self, target: DebugTarget, commands: Iterable[MonitorCommand] = ()) -> None:
         own = (
-            MonitorCommand("help", "this list", lambda words: self.help()),
+            MonitorCommand("help", "this list, or what is said of one command", self._help),
             MonitorCommand("registers", "all system registers, in words", lambda words: show_registers(target.state())),
         )
         self._commands = {command.name: command for command in (*own, *commands)}
@@ -39,6 +41,12 @@ class MonitorTable:
         """One line for each command."""
         width = max(map(len, self._commands))
         return "".join(f"{c.name:{width}}  {c.summary}\n" for c in sorted(self._commands.values(), key=_name))
+
+    def _help(self, words: list[str]) -> str:
+        if not words:
+            return self.help()
+        command = self._find(words[0])
+        return command.details or f"{command.name}  {command.summary}\n"
 
     def run(self, text: str) -> str | Awaitable[str]:
         """Run a line as typed after `monitor`; ProtocolError when it names no command."""

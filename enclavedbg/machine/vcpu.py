@@ -8,6 +8,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum
 
 from enclavedbg.machine.alarm import Alarm
@@ -49,6 +50,15 @@ class RunState(Enum):
     ENDED = "ended"
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class _Timed:
+    """Work for a time in the guest's nanoseconds; of equal times the first posted comes first."""
+
+    at_ns: int
+    order: int
+    work: Callable[[], None] = field(compare=False)
+
+
 class VirtualCpu:
     """Runs one engine on a thread of its own.
 
@@ -77,7 +87,7 @@ class VirtualCpu:
         self._changed = threading.Condition()
         self._commands: deque[str] = deque()
         self._work: deque[Callable[[], None]] = deque()
-        self._timed: list[tuple[int, int, Callable[[], None]]] = []
+        self._timed: list[_Timed] = []
         self._order = itertools.count()
         self._stop_wanted = False
         self._stop_words = "interrupted"
@@ -132,12 +142,21 @@ class VirtualCpu:
             self._changed.notify_all()
         self._alarm.ring()
 
-    def post_in(self, delay_ns: int, work: Callable[[], None]) -> None:
-        """Do `work` on the vCPU thread once so much guest time has passed."""
+    def post_in(self, delay_ns: int, work: Callable[[], None]) -> Callable[[], None]:
+        """Do `work` on the vCPU thread once so much guest time has passed; returns what takes that back."""
         with self._changed:
-            heapq.heappush(self._timed, (self._clock.guest_ns() + delay_ns, next(self._order), work))
+            entry = _Timed(self._clock.guest_ns() + delay_ns, next(self._order), work)
+            heapq.heappush(self._timed, entry)
             self._changed.notify_all()
         self._alarm.rearm(self._seconds_to_look())
+
+        def cancel() -> None:
+            with self._changed:
+                if entry in self._timed:
+                    self._timed.remove(entry)
+                    heapq.heapify(self._timed)
+
+        return cancel
 
     def end(self, verdict: Verdict) -> None:
         """End the run from outside (time is up, the user leaves), whatever the guest does."""
@@ -198,7 +217,7 @@ class VirtualCpu:
         """A catchpoint fits what a device does now: stop the guest here, and say so."""
         with self._changed:
             self._stop_wanted = True
-            self._caught = Caught(words)
+            self._caught = Caught(words if self._caught is None else f"{self._caught.words}; {words}")
         self.engine.interrupt()
 
     def _guest_end(self, verdict: Verdict) -> None:
@@ -290,13 +309,13 @@ class VirtualCpu:
     def _due(self) -> Callable[[], None] | None:
         """Take the first piece of work whose time has come."""
         with self._changed:
-            if not self._timed or self._timed[0][0] > self._clock.guest_ns():
+            if not self._timed or self._timed[0].at_ns > self._clock.guest_ns():
                 return None
-            return heapq.heappop(self._timed)[2]
+            return heapq.heappop(self._timed).work
 
     def _seconds_to_event(self) -> float | None:
         with self._changed:
-            events = [self._timed[0][0]] if self._timed else []
+            events = [self._timed[0].at_ns] if self._timed else []
         if (tick := self._board.pit.next_event_ns()) is not None:
             events.append(tick)
         return max(0, min(events) - self._clock.guest_ns()) / 1e9 if events else None
@@ -345,8 +364,12 @@ class VirtualCpu:
         if self._ending is not None and not self.held:
             self._finish(self._ending)
             return
-        stop: StopReason = caught if caught is not None and self._ending is None else reason
-        words = self._ending.line if self._ending else self._words(stop)
+        stop: StopReason = reason
+        words = self._ending.line if self._ending else self._words(reason)
+        if caught is not None and self._ending is None:
+            # A breakpoint may lie just there: then the stop is for both.
+            asked_for = isinstance(reason, Interrupted | StepDone)
+            stop, words = (caught, caught.words) if asked_for else (reason, f"{words}; {caught.words}")
         self._publish_stop(stop, words, rip)
 
     def _fatal(self, reason: CpuStop, rip: int) -> Verdict | None:
@@ -359,10 +382,8 @@ class VirtualCpu:
                 return self._witness.dead_halt(rip)
         return None
 
-    def _words(self, reason: StopReason) -> str:
+    def _words(self, reason: CpuStop) -> str:
         match reason:
-            case Caught(words=words):
-                return words
             case BreakpointHit():
                 return "breakpoint"
             case WatchpointHit(watchpoint=watch, address=address):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -203,11 +204,17 @@ def _cannot_keep(folder: Path, error: OSError) -> NsmError:
 def _read_private(path: Path) -> bytes | None:
     """Content of a file that only its owner may read, None when there is none."""
     try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
+        # Not to wait for whoever would write into a pipe of that name.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            mode = os.fstat(descriptor).st_mode
+            if not stat.S_ISREG(mode):
+                raise NsmError(f"{path} is no regular file, and is to hold the development authority; move it away")
             if mode & 0o077:
                 raise NsmError(f"{path} holds a private key and others may read it; run: chmod 600 {path}")
-            return file.read(64 * 1024)
+            return os.read(descriptor, 64 * 1024)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         return None
 
@@ -217,7 +224,8 @@ def _write_once(path: Path, content: bytes) -> bytes:
 
     Two runs may start at the same time: the link decides which of the two roots stays.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in (path.parent.parent, path.parent):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -6,9 +6,7 @@ that no one can mistake for the real authority's. This module loads `cryptograph
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -17,9 +15,10 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.x509.oid import ExtensionOID, NameOID
+from cryptography.x509.oid import NameOID
 
 from enclavedbg.errors import NsmError
+from enclavedbg.nsm.x509read import READ_ERRORS, first_line, quietly
 
 DOMAIN = "enclavedbg.invalid"
 ORGANISATION = "enclavedbg development authority"
@@ -33,19 +32,11 @@ DER_LIMIT = 1024
 _ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973
 """Of P-384's base point (SP 800-186, 3.2.1.4)."""
 
+_UNKNOWN = x509.ObjectIdentifier("2.25.1")
+"""Under the arc of UUIDs, where nothing is registered."""
+
 COORDINATE_SIZE = 48
 """Bytes of r and of s in an ES384 signature."""
-
-READ_ERRORS = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    x509.InvalidVersion,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-)
-"""What cryptography raises for DER that is damaged, or that it does not support; some of it only on first use
-of a field."""
 
 EntropySource = Callable[[int], bytes]
 
@@ -56,6 +47,7 @@ class Level:
 
     `subject` lists attributes in order, with `{id}` standing for 16 random hex digits, the instance id or the
     module id; `key_ids` tells whether the key-identifier extensions are there, as they are not everywhere.
+    `unknown_critical` adds an extension that nobody knows and nobody may ignore, for forgeries.
     """
 
     name: str
@@ -66,6 +58,7 @@ class Level:
     sign_only_certificates: bool = False
     key_ids: bool = True
     crl: bool = False
+    unknown_critical: bool = False
     backdate: timedelta = timedelta(seconds=3)
 
 
@@ -176,6 +169,8 @@ def issue(
         place = x509.UniformResourceIdentifier(f"http://crl.{DOMAIN}/{level.name}.crl")
         point = x509.DistributionPoint([place], relative_name=None, reasons=None, crl_issuer=None)
         builder = builder.add_extension(x509.CRLDistributionPoints([point]), critical=False)
+    if level.unknown_critical:
+        builder = builder.add_extension(x509.UnrecognizedExtension(_UNKNOWN, b"\x05\x00"), critical=True)
     try:
         certificate = builder.sign(
             issuer.key if issuer else key, hashes.SHA384(), ecdsa_deterministic=repeatable or None
@@ -218,86 +213,17 @@ def to_pem(link: Link) -> bytes:
 def from_pem(pem: bytes) -> Link:
     """The link that `to_pem` wrote; raises NsmError saying what does not fit."""
     try:
-        certificate = x509.load_pem_x509_certificate(pem)
-        key = serialization.load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError) as error:
-        raise NsmError(f"no certificate with a private key in it ({first_line(error)})") from error
+        with quietly():
+            certificate = x509.load_pem_x509_certificate(pem)
+            public_key = certificate.public_key()
+            key = serialization.load_pem_private_key(pem, password=None)
+            constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except (*READ_ERRORS, x509.ExtensionNotFound) as error:
+        raise NsmError(f"no CA certificate with a private key in it ({first_line(error)})") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != ec.SECP384R1.name:
         raise NsmError("a private key that is not of P-384")
-    if certificate.public_key() != key.public_key():
+    if not constraints.ca:
+        raise NsmError("a certificate that is not a CA's")
+    if public_key != key.public_key():
         raise NsmError("a certificate and a private key that do not belong together")
     return Link(key, certificate, certificate.public_bytes(serialization.Encoding.DER))
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Read a certificate without cryptography's warnings, which go to standard error whoever made it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def first_line(error: Exception) -> str:
-    """The start of another library's message, fit for one line of ours."""
-    return (str(error) or type(error).__name__).splitlines()[0][:80]
-
-
-@dataclass(frozen=True, slots=True)
-class CertificateSummary:
-    """What a person wants to know of a certificate; names are RFC 4514 text, times aware.
-
-    `usage` has X.509's names of the key usages, `fingerprint` is SHA-256 of the DER.
-    """
-
-    subject: str
-    issuer: str
-    serial: int
-    not_before: datetime
-    not_after: datetime
-    key: str
-    size: int
-    ca: bool
-    path_length: int | None
-    usage: tuple[str, ...]
-    fingerprint: bytes
-
-
-def summarise(der: bytes) -> CertificateSummary:
-    """Describe a DER certificate; raises NsmError when it cannot be read."""
-    try:
-        with quietly():
-            certificate = x509.load_der_x509_certificate(der)
-            public_key = certificate.public_key()
-            values = {extension.oid: extension.value for extension in certificate.extensions}
-            constraints, usage = values.get(ExtensionOID.BASIC_CONSTRAINTS), values.get(ExtensionOID.KEY_USAGE)
-            is_ca = isinstance(constraints, x509.BasicConstraints) and constraints.ca
-            return CertificateSummary(
-                certificate.subject.rfc4514_string(),
-                certificate.issuer.rfc4514_string(),
-                certificate.serial_number,
-                certificate.not_valid_before_utc,
-                certificate.not_valid_after_utc,
-                public_key.curve.name
-                if isinstance(public_key, ec.EllipticCurvePublicKey)
-                else type(public_key).__name__,
-                len(der),
-                is_ca,
-                constraints.path_length if isinstance(constraints, x509.BasicConstraints) else None,
-                _usages(usage) if isinstance(usage, x509.KeyUsage) else (),
-                certificate.fingerprint(hashes.SHA256()),
-            )
-    except READ_ERRORS as error:
-        raise NsmError(f"a certificate that cannot be read ({first_line(error)})") from error
-
-
-def _usages(usage: x509.KeyUsage) -> tuple[str, ...]:
-    names = {
-        "digitalSignature": usage.digital_signature,
-        "nonRepudiation": usage.content_commitment,
-        "keyEncipherment": usage.key_encipherment,
-        "dataEncipherment": usage.data_encipherment,
-        "keyAgreement": usage.key_agreement,
-        "keyCertSign": usage.key_cert_sign,
-        "cRLSign": usage.crl_sign,
-    }
-    return tuple(name for name, given in names.items() if given)

@@ -13,13 +13,16 @@ from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtensionOID
+from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 
-from enclavedbg.nsm.certificates import READ_ERRORS, first_line, quietly
+from enclavedbg.nsm.certificates import DOMAIN
 from enclavedbg.nsm.findings import Check, Findings
 from enclavedbg.nsm.roots import Root
+from enclavedbg.nsm.x509read import READ_ERRORS, first_line, quietly
+
+MAX_BUNDLE = 16
+"""Certificates above the leaf; real chains have 4, and each costs a signature to check."""
 
 _KNOWN_CRITICAL = (ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE)
 
@@ -50,6 +53,9 @@ class ChainCertificate:
 
 def read_chain(cabundle: Sequence[bytes], leaf: bytes, findings: Findings) -> list[ChainCertificate]:
     """The chain from the root down, leaf last; empty when one of its certificates cannot be used."""
+    if len(cabundle) > MAX_BUNDLE:
+        findings.failed(Check.CERTIFICATES, f"a bundle of {len(cabundle)} certificates, expected at most {MAX_BUNDLE}")
+        return []
     named = [*((f"cabundle[{place}]", der) for place, der in enumerate(cabundle)), ("the leaf certificate", leaf)]
     found = [_read(der, where, findings) for where, der in named]
     chain = [certificate for certificate in found if certificate is not None]
@@ -67,14 +73,14 @@ def _read(der: bytes, where: str, findings: Findings) -> ChainCertificate | None
             extensions = {extension.oid: extension for extension in certificate.extensions}
             subject, issuer = certificate.subject.public_bytes(), certificate.issuer.public_bytes()
             not_before, not_after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-            hash_used = certificate.signature_hash_algorithm
+            algorithm = certificate.signature_algorithm_oid
     except READ_ERRORS as error:
         findings.failed(Check.CERTIFICATES, f"{where} cannot be read ({first_line(error)})")
         return None
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != ec.SECP384R1.name:
         findings.failed(Check.CERTIFICATES, f"{where} has a key that is not of P-384")
         return None
-    if not isinstance(hash_used, hashes.SHA384):
+    if algorithm != SignatureAlgorithmOID.ECDSA_WITH_SHA384:
         findings.failed(Check.CERTIFICATES, f"{where} is not signed with ECDSA and SHA-384")
         return None
     values = {oid: extension.value for oid, extension in extensions.items()}
@@ -103,6 +109,8 @@ def check_root(chain: Sequence[ChainCertificate], roots: Collection[Root], findi
             return root
     reason = f"cabundle[0] has SHA-256 {fingerprints[0].fingerprint.hex()}, which is none of the roots trusted here: "
     reason += ", ".join(root.name for root in roots) or "there are none"
+    if DOMAIN in chain[0].certificate.subject.rfc4514_string():
+        reason += "; it is one of enclavedbg's own: of a run with --seed or --ephemeral-authority, or of another user"
     for certificate, found in zip(chain[1:], fingerprints[1:], strict=True):
         if any(found.fingerprint == root.fingerprint for root in roots):
             reason += f"; that is {certificate.where}, so the order is wrong: the root comes first"
@@ -112,6 +120,9 @@ def check_root(chain: Sequence[ChainCertificate], roots: Collection[Root], findi
 
 def check_links(chain: Sequence[ChainCertificate], findings: Findings) -> None:
     """Names link as encoded, and each certificate is signed by the one above it (the root by itself)."""
+    for place, certificate in enumerate(chain):
+        if any(certificate.der == other.der for other in chain[:place]):
+            findings.failed(Check.CHAIN_NAMES, f"{certificate.where} is there twice")
     for issuer, certificate in zip([chain[0], *chain], chain, strict=False):
         if certificate.issuer != issuer.subject:
             other = next((c.where for c in chain if c.subject == certificate.issuer), "no certificate here")
@@ -132,10 +143,10 @@ def check_links(chain: Sequence[ChainCertificate], findings: Findings) -> None:
 
 
 def _signed_by(issuer: ChainCertificate, certificate: ChainCertificate) -> bool:
-    signed = certificate.certificate
     try:
-        issuer.key.verify(signed.signature, signed.tbs_certificate_bytes, ec.ECDSA(hashes.SHA384()))
-    except InvalidSignature:
+        # Names, that inner and outer algorithm are the same, and the signature.
+        certificate.certificate.verify_directly_issued_by(issuer.certificate)
+    except (InvalidSignature, *READ_ERRORS):
         return False
     return True
 

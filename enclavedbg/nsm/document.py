@@ -16,7 +16,7 @@ import cbor2
 
 if TYPE_CHECKING:
     from enclavedbg.nsm.authority import Credentials
-    from enclavedbg.nsm.certificates import CertificateSummary
+    from enclavedbg.nsm.x509read import CertificateSummary
 
 COSE_SIGN1_TAG = 18
 ALGORITHM_HEADER = 1
@@ -72,9 +72,13 @@ def sign_document(
     }
     payload = cbor2.dumps(fields)
     if map_encoding is MapEncoding.INDEFINITE:
-        # The head of a map of fewer than 24 entries is one byte (RFC 8949, 3.2.2).
-        payload = b"\xbf" + payload[1:] + b"\xff"
+        payload = indefinite(payload)
     return envelope(payload, credentials.sign)
+
+
+def indefinite(encoded_map: bytes) -> bytes:
+    """A map of fewer than 24 entries, whose head is one byte, as one of indefinite length (RFC 8949, 3.2.2)."""
+    return b"\xbf" + encoded_map[1:] + b"\xff"
 
 
 def envelope(payload: bytes, sign: Callable[[bytes], bytes], *, protected: bytes = PROTECTED) -> bytes:
@@ -125,6 +129,6 @@ class DecodedDocument:
 
     def certificates(self) -> tuple[CertificateSummary, ...]:
         """The chain for people, root first and leaf last; raises NsmError when one cannot be read."""
-        from enclavedbg.nsm.certificates import summarise
+        from enclavedbg.nsm.x509read import summarise
 
         return tuple(summarise(der) for der in (*self.cabundle, self.certificate))

@@ -13,6 +13,9 @@ _HEX = re.compile(rb"(?:0x)?((?:[0-9a-f]{2})+)", re.IGNORECASE)
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]+={0,2}")
 _SPACE = re.compile(rb"\s+")
 _TEXT = re.compile(rb"[\t\n\r\x20-\x7e]*")
+_NO_HEX = re.compile(rb"[^0-9a-fA-F]")
+_BEGINNINGS = (b"84", b"d2", b"D2", b"0x")
+"""Of a document in hex."""
 
 
 def document_bytes(data: bytes) -> bytes:
@@ -31,12 +34,16 @@ def _from_text(data: bytes) -> bytes:
     text = _SPACE.sub(b"", data)
     if match := _HEX.fullmatch(text):
         return bytes.fromhex(match[1].decode())
+    odd = _NO_HEX.search(text, 2)
+    if text[:2] in _BEGINNINGS and len(_NO_HEX.findall(text)) <= 1 + len(text) // 50:
+        found = f"its character {odd.start() + 1} is {chr(text[odd.start()])!r}" if odd else "its last digit is missing"
+        raise NsmError(f"a document in hex that is damaged: {found}")
     if _BASE64.fullmatch(text):
         standard = text.rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
         try:
             return base64.b64decode(standard + b"=" * (-len(standard) % 4), validate=True)
         except binascii.Error as error:
-            raise NsmError(f"a document in base64 that is damaged ({str(error).lower()})") from error
+            raise NsmError("not a document: expected COSE_Sign1 bytes, or those in whole base64 or hex") from error
     raise NsmError("not a document: expected COSE_Sign1 bytes, or those in base64 or hex")
 
 
@@ -45,11 +52,14 @@ def _unwrapped(raw: bytes) -> bytes:
     if raw[:1] not in (b"\xa1", b"\xbf"):
         return raw
     try:
-        match decode(raw):
-            case {"Attestation": {"document": bytes() as document}}:
-                return document
+        item = decode(raw)
     except CborError:
-        pass
+        return raw
+    match item:
+        case {"Attestation": {"document": bytes() as document}}:
+            return document
+        case {"Error": str(name)}:
+            raise NsmError(f"no document: the secure module's answer is the error {name!r:.40}")
     return raw
 
 
@@ -61,15 +71,18 @@ def value_bytes(text: str) -> bytes:
     prefix, colon, rest = text.partition(":")
     if text[:2].lower() == "0x":
         prefix, colon, rest = "hex", ":", text[2:]
+    expected = "text"
     try:
         match prefix if colon else "":
             case "hex":
+                expected = "pairs of hex digits"
                 return bytes.fromhex(rest)
             case "base64":
+                expected = "whole base64"
                 return base64.b64decode(rest, validate=True)
             case "text":
-                return rest.encode()
+                text = rest
+        # What was no UTF-8 on the command line stays the bytes that it was.
+        return text.encode("utf-8", "surrogateescape")
     except ValueError as error:
-        reason = str(error).lower()
-        raise NsmError(f"{text[:40]!r} is not {prefix} ({reason}); text:... takes it as it stands") from error
-    return text.encode()
+        raise NsmError(f"{text[:40]!r}: expected {expected} there; text:... takes it as it stands") from error

@@ -33,11 +33,15 @@ def _listing(message: Request | Response) -> str:
 
 @dataclass(frozen=True, slots=True)
 class NsmRequest:
-    """A request came and is not answered yet. `request` is None when it did not decode; `size` is in bytes."""
+    """A request came and is not answered yet. `request` is None when it did not decode; `size` is in bytes.
+
+    `fault` is what one will do to it.
+    """
 
     kind: ClassVar[str] = "nsm.request"
     request: Request | None
     size: int
+    fault: str = ""
 
     @property
     def name(self) -> str:
@@ -45,11 +49,15 @@ class NsmRequest:
         return self.request.name if self.request else "?"
 
     def summary(self) -> str:
-        return _asked(self.request, self.size)
+        return _asked(self.request, self.size) + _faulty(self.fault)
 
 
 def _asked(request: Request | None, size: int) -> str:
     return f"{request.name} {_listing(request)}".rstrip() if request else f"{size} bytes"
+
+
+def _faulty(fault: str) -> str:
+    return f" [fault: {fault}]" if fault else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +96,8 @@ class NsmExchange:
             got = "ok"
         else:
             got = _listing(self.response)
-        fault = f" [fault: {self.fault}]" if self.fault else ""
-        return f"{_asked(self.request, self.request_size)} -> {got}, {self.duration_ns / 1e6:.1f} ms{fault}"
+        asked = _asked(self.request, self.request_size)
+        return f"{asked} -> {got}, {self.duration_ns / 1e6:.1f} ms{_faulty(self.fault)}"
 
 
 @dataclass(frozen=True, slots=True)

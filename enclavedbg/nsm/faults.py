@@ -6,9 +6,10 @@ As people write it: `Attestation error InternalError`, `Attestation#3 delay 2s`,
 
 from __future__ import annotations
 
+import re
 import shlex
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from enclavedbg.nsm.selector import Counter, Selector, SelectorError, parse_selector
@@ -24,7 +25,8 @@ class Effects:
     """What befalls one exchange. Delays add up; of the other actions the first that fits counts.
 
     `error` is answered in place of the request's own answer, which then has no effect. `delay_ns` is guest time.
-    `cut` is how many bytes of the answer the guest gets. `text` names what was done, for people.
+    `cut` is how many bytes of the answer the guest gets. `text` names what was done, for people; `delayed_by` has the
+    numbers of the faults that delay.
     """
 
     error: ErrorCode | None = None
@@ -32,6 +34,7 @@ class Effects:
     drop: bool = False
     cut: int | None = None
     text: str = ""
+    delayed_by: frozenset[int] = frozenset()
 
 
 NO_EFFECTS = Effects()
@@ -52,9 +55,7 @@ class Fault:
 def parse_fault(text: str | Sequence[str]) -> Fault:
     """A fault as a person writes it, in one text or in words; raises SelectorError saying what was expected."""
     words = _words(text) if isinstance(text, str) else list(text)
-    selector, action = parse_selector(words)
-    if selector.needs_answer:
-        raise SelectorError("a fault is chosen before there is an answer: its condition cannot name the error")
+    selector, action = parse_selector(words, answered=False)
     return Fault(selector, _effects(action))
 
 
@@ -63,7 +64,7 @@ def _words(text: str) -> list[str]:
         words = shlex.split(text)
     except ValueError as error:
         raise SelectorError(f"cannot read the fault {text[:60]!r}: {str(error).lower()}") from None
-    return words[0].split(":") if len(words) == 1 else words
+    return [*words[0].split(":"), *words[1:]] if words else words
 
 
 def _effects(words: Sequence[str]) -> Effects:
@@ -77,11 +78,12 @@ def _effects(words: Sequence[str]) -> Effects:
             return Effects(delay_ns=_delay(time), text=text)
         case ["drop"]:
             return Effects(drop=True, text=text)
-        case ["cut", length] if length.isdecimal() and int(length) < RESPONSE_LIMIT:
+        case ["cut", length] if re.fullmatch("[0-9]{1,5}", length) and int(length) < RESPONSE_LIMIT:
             return Effects(cut=int(length), text=text)
         case ["cut", *_]:
             raise SelectorError(f"{text!r}: expected cut with the number of bytes to leave, below {RESPONSE_LIMIT}")
-    raise SelectorError(f"{text!r} is nothing to do to a request; expected {ACTIONS}")
+    found = f"{text!r} is nothing to do to a request" if words else "nothing to do to the request is named"
+    raise SelectorError(f"{found}; expected {ACTIONS}")
 
 
 def _delay(text: str) -> int:
@@ -89,15 +91,17 @@ def _delay(text: str) -> int:
         delay = seconds(text)
     except ValueError as error:
         raise SelectorError(str(error)) from None
-    if delay > LONGEST_DELAY:
-        raise SelectorError(f"a delay of {text}, expected at most {LONGEST_DELAY / 3600:.0f}h")
-    return int(delay * 1e9)
+    if not 1e-9 <= delay <= LONGEST_DELAY:
+        raise SelectorError(f"a delay of {text[:40]}, expected a nanosecond to {LONGEST_DELAY / 3600:.0f}h")
+    return round(delay * 1e9)
 
 
 class FaultTable:
     """The faults of a module, by number from 1. Safe for several threads."""
 
     def __init__(self) -> None:
+        self.on_remove: Callable[[int], object] = lambda number: None
+        """Called with the number of a fault that was taken away: a request that it delays need wait no longer."""
         self._lock = threading.Lock()
         self._faults: dict[int, tuple[Fault, Counter]] = {}
         self._next = 1
@@ -114,7 +118,10 @@ class FaultTable:
         """Take a fault away; None when there is none of that number."""
         with self._lock:
             found = self._faults.pop(number, None)
-            return found[0] if found else None
+        if found is None:
+            return None
+        self.on_remove(number)
+        return found[0]
 
     def listing(self) -> list[tuple[int, Fault, int]]:
         """Number, fault, and how many requests of its kind came since it is in force."""
@@ -124,9 +131,16 @@ class FaultTable:
     def effects(self, request: Request | None) -> Effects:
         """What befalls a request that comes now; every fault counts it."""
         with self._lock:
-            met = [fault.effects for fault, counter in self._faults.values() if counter.wants(request)]
+            met = {n: fault.effects for n, (fault, counter) in self._faults.items() if counter.wants(request)}
         if not met:
             return NO_EFFECTS
-        decided = next((e for e in met if not e.delay_ns), NO_EFFECTS)
-        texts = [e.text for e in met if e.delay_ns] + ([decided.text] if decided.text else [])
-        return Effects(decided.error, sum(e.delay_ns for e in met), decided.drop, decided.cut, ", ".join(texts))
+        delays = {number: effects for number, effects in met.items() if effects.delay_ns}
+        decided = next((effects for number, effects in met.items() if number not in delays), NO_EFFECTS)
+        return Effects(
+            decided.error,
+            sum(effects.delay_ns for effects in delays.values()),
+            decided.drop,
+            decided.cut,
+            ", ".join(effects.text for effects in (*delays.values(), decided) if effects.text),
+            frozenset(delays),
+        )

@@ -151,8 +151,9 @@ class SecureModule:
             decoded = decode_request(request)
         except NsmRequestError as error:
             refusal = error
-        self._emit(NsmRequest(decoded, len(request)))
-        return Incoming(decoded, refusal, len(request), self.faults.effects(decoded))
+        effects = self.faults.effects(decoded)
+        self._emit(NsmRequest(decoded, len(request), effects.text))
+        return Incoming(decoded, refusal, len(request), effects)
 
     def answer(self, incoming: Incoming, response_capacity: int) -> bytes | None:
         """Do what a request asks; the answer has at most `response_capacity` bytes, and is None when it is dropped.

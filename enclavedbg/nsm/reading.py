@@ -172,6 +172,7 @@ class _Reader:
             )
         self.envelope = Envelope(tagged, protected, unprotected, payload, signature)
         form = "with tag 18" if tagged else "untagged"
+        form += ", an unprotected header that is not empty" if unprotected else ""
         self.findings.passed_unless_failed(
             Check.STRUCTURE, f"{form}, payload of {len(payload)} bytes, signature of {len(signature)}"
         )
@@ -205,10 +206,10 @@ class _Reader:
             self._fail(Check.FIELDS, f"the payload is {kind_of(fields)}, expected a map")
             return
         self.fields = fields
-        for name, convert in FIELDS.items():
-            self._field(name, convert)
         if _NITRO_TPM in fields:
             self._fail(Check.FIELDS, f"field {_NITRO_TPM}: this is an EC2 instance's NitroTPM document, no enclave's")
+        for name, convert in FIELDS.items():
+            self._field(name, convert)
         others = [key for key in fields if key not in FIELDS]
         known = f"{len(self.values)} fields of the right types and sizes"
         ignored = f"; unknown and ignored: {', '.join(f'{key!r:.30}' for key in others[:5])}" if others else ""

@@ -51,7 +51,7 @@ def document_record(reading: Reading) -> dict[str, Any] | None:
 
 
 def _certificate(der: bytes | None) -> dict[str, Any] | None:
-    from enclavedbg.nsm.certificates import summarise
+    from enclavedbg.nsm.x509read import summarise
 
     if der is None:
         return None

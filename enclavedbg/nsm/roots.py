@@ -34,28 +34,31 @@ AWS_GOVCLOUD_ROOT = Root(
     "AWS's root for GovCloud regions",
     bytes.fromhex("20BCD30A3E168EA03789E1C45912BC123C4DE3C977B8A6E1C125C7929D668B3B"),
 )
-"""Of the certificate that AWS's documentation prints for that partition (CN aws-us-gov.nitro-enclaves)."""
+"""Of the certificate that the AWS GovCloud (US) user guide prints (differences for Amazon EC2)."""
 
 AWS_ROOTS = (AWS_ROOT, AWS_GOVCLOUD_ROOT)
 """The China partition has a root of its own, which is to be given."""
 
 
-def root_from(data: bytes, name: str) -> Root:
-    """A root from a certificate in PEM (its first, whatever else is there) or DER; raises NsmError.
+def roots_from(data: bytes, name: str) -> list[Root]:
+    """The roots in a file: certificates in PEM, whatever else is there, or one in DER; raises NsmError.
 
-    `name` says where it came from.
+    `name` says where they came from.
     """
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import Encoding
 
-    from enclavedbg.nsm.certificates import READ_ERRORS, first_line, quietly
+    from enclavedbg.nsm.x509read import READ_ERRORS, quietly
 
     try:
         with quietly():
-            read = x509.load_pem_x509_certificate if b"-----BEGIN" in data else x509.load_der_x509_certificate
-            return Root.of(read(data).public_bytes(Encoding.DER), name)
+            if b"-----BEGIN" in data:
+                found = x509.load_pem_x509_certificates(data)
+            else:
+                found = [x509.load_der_x509_certificate(data)]
+            return [Root.of(certificate.public_bytes(Encoding.DER), name) for certificate in found]
     except READ_ERRORS as error:
-        raise NsmError(f"{name} holds no certificate in PEM or DER ({first_line(error)})") from error
+        raise NsmError(f"{name} holds no certificate, expected one in PEM or DER") from error
 
 
 def development_root(folder: Path) -> Root | None:
@@ -63,4 +66,4 @@ def development_root(folder: Path) -> Root | None:
     from enclavedbg.nsm.authority import kept_pem
 
     pem = kept_pem(folder)
-    return None if pem is None else root_from(pem, "the development root")
+    return None if pem is None else roots_from(pem, "the development root")[0]

@@ -10,12 +10,12 @@ import operator
 import re
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from enclavedbg.errors import NsmError
 from enclavedbg.nsm.encoding import value_bytes
-from enclavedbg.nsm.wire import ErrorAnswer, ErrorCode, Request, Response, request_types
+from enclavedbg.nsm.wire import ErrorAnswer, ErrorCode, Request, Response, request_fields, request_types
 
 ANY = "any"
 """Every request, also those that do not decode."""
@@ -73,11 +73,6 @@ class Selector:
     conditions: tuple[Condition, ...]
     text: str
 
-    @property
-    def needs_answer(self) -> bool:
-        """Whether it can only be decided once there is an answer."""
-        return any(condition.field == "error" for condition in self.conditions)
-
     def fits(self, request: Request | None, response: Response | None = None) -> bool:
         """Whether an exchange is of this kind and the conditions hold; the count is Counter's."""
         if self.kind != ANY and (request is None or request.name != self.kind):
@@ -103,10 +98,11 @@ class Counter:
             return self.selector.nth in (None, self.seen)
 
 
-def parse_selector(words: Sequence[str]) -> tuple[Selector, list[str]]:
+def parse_selector(words: Sequence[str], *, answered: bool) -> tuple[Selector, list[str]]:
     """The selector of `KIND[#N] ... [if CONDITION [and CONDITION ...]]`, and the words between.
 
-    Raises SelectorError saying what was expected.
+    `answered` tells whether it is for exchanges that have an answer, and so an `error` to compare. Raises SelectorError
+    saying what was expected.
     """
     if not words:
         raise SelectorError(f"no request is named; expected {_kinds()}")
@@ -121,7 +117,7 @@ def parse_selector(words: Sequence[str]) -> tuple[Selector, list[str]]:
     if "if" in between:
         at = between.index("if")
         between, given = between[:at], between[at + 1 :]
-    conditions = () if given is None else _conditions(kind, given)
+    conditions = () if given is None else _conditions(kind, given, answered=answered)
     text = f"{kind}{f'#{nth}' if nth else ''}{' if ' + ' '.join(given) if given else ''}"
     return Selector(kind, nth, conditions, text), between
 
@@ -136,7 +132,7 @@ def _kind(word: str) -> str | None:
     return next((name for name in (*(k.name for k in request_types()), ANY) if name.lower() == word.lower()), None)
 
 
-def _conditions(kind: str, words: Sequence[str]) -> tuple[Condition, ...]:
+def _conditions(kind: str, words: Sequence[str], *, answered: bool) -> tuple[Condition, ...]:
     conditions = []
     rest = list(words)
     while True:
@@ -145,7 +141,7 @@ def _conditions(kind: str, words: Sequence[str]) -> tuple[Condition, ...]:
         if len(rest) < 3:
             found = repr(" ".join(rest)) if rest else "nothing"
             raise SelectorError(f"{found} is no whole condition; expected e.g. index == 16")
-        conditions.append(_condition(kind, *rest[:3]))
+        conditions.append(_condition(kind, _fields(kind, answered=answered), *rest[:3]))
         if len(rest) == 3:
             return tuple(conditions)
         if rest[3] != "and":
@@ -153,27 +149,23 @@ def _conditions(kind: str, words: Sequence[str]) -> tuple[Condition, ...]:
         rest = rest[4:]
 
 
-def _condition(kind: str, field: str, sign: str, text: str) -> Condition:
-    known = _fields(kind)
+def _condition(kind: str, known: dict[str, str], field: str, sign: str, text: str) -> Condition:
     sort = known.get(field)
     if sort is None:
-        raise SelectorError(f"{kind} has no field {field!r}; expected one of {', '.join(known)}")
+        expected = f"expected one of {', '.join(known)}" if known else "it has none to compare; name another request"
+        raise SelectorError(f"{kind} has no field {field!r}; {expected}")
     sign = "==" if sign == "=" else sign
     if sign not in _FOR[sort]:
         raise SelectorError(f"{field} cannot be compared with {sign!r}; expected one of {', '.join(_FOR[sort])}")
     return Condition(field, sign, None if text == "none" else _value(sort, field, text))
 
 
-def _fields(kind: str) -> dict[str, str]:
+def _fields(kind: str, *, answered: bool) -> dict[str, str]:
     """What conditions on a kind may name, with the sort of each."""
     found: dict[str, str] = {}
-    for request in request_types():
-        for field in fields(request) if request.name == kind else ():
-            if "bytes" in str(field.type):
-                found |= {field.name: "bytes", field.name + _SIZE: "number"}
-            else:
-                found[field.name] = "number"
-    return found | {"error": "error"}
+    for name, wire_type in request_fields(kind).items():
+        found |= {name: "number"} if wire_type == "u16" else {name: "bytes", name + _SIZE: "number"}
+    return found | ({"error": "error"} if answered else {})
 
 
 def _value(sort: str, field: str, text: str) -> int | bytes | str:

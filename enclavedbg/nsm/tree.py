@@ -126,7 +126,7 @@ def _runs(numbers: Sequence[int]) -> list[str]:
 
 
 def _certificate(name: str, der: bytes, *, note: str) -> Node:
-    from enclavedbg.nsm.certificates import summarise
+    from enclavedbg.nsm.x509read import summarise
 
     size = f"{len(der)} bytes{f', {note}' if note else ''}"
     try:
@@ -155,7 +155,7 @@ def _key(value: bytes) -> str:
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
     from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-    from enclavedbg.nsm.certificates import READ_ERRORS, quietly
+    from enclavedbg.nsm.x509read import READ_ERRORS, quietly
 
     try:
         with quietly():

@@ -46,6 +46,20 @@ from enclavedbg.nsm.roots import AWS_ROOTS, Root
 _MODULE_ID = re.compile(r"(i-[0-9a-f]{8}(?:[0-9a-f]{9})?)-enc[0-9a-f]{1,16}")
 
 
+_ESSENTIAL = {
+    Check.STRUCTURE,
+    Check.PROTECTED_HEADER,
+    Check.FIELDS,
+    Check.ROOT,
+    Check.CHAIN_NAMES,
+    Check.CHAIN_SIGNATURES,
+    Check.CONSTRAINTS,
+    Check.VALIDITY,
+    Check.SIGNATURE,
+}
+"""What must have been looked at, and have held: a check that was left out is no reason to believe."""
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """What became of every check, in the order of Check.
@@ -61,8 +75,9 @@ class Report:
 
     @property
     def valid(self) -> bool:
-        """Whether the document may be believed: no check failed."""
-        return not self.failures
+        """Whether the document may be believed: no check failed, and those that trust rests on were made."""
+        passed = {finding.check for finding in self.findings if finding.status is Status.PASS}
+        return not self.failures and passed >= _ESSENTIAL
 
     @property
     def readable(self) -> bool:
@@ -73,6 +88,14 @@ class Report:
     def failures(self) -> tuple[Finding, ...]:
         """The checks that failed."""
         return tuple(finding for finding in self.findings if finding.status is Status.FAIL)
+
+    @property
+    def verdict(self) -> str:
+        """Valid or not, and why, in one line."""
+        if self.valid and self.root is not None:
+            return f"valid, under {self.root.name}"
+        failed = dict.fromkeys(failure.check.value for failure in self.failures)
+        return f"NOT VALID; failed checks: {', '.join(failed)}"
 
     @property
     def document(self) -> DecodedDocument:
@@ -107,8 +130,9 @@ def verify(
 ) -> Report:
     """Check a document in every respect. Nothing in it makes this raise.
 
-    Only a chain under one of `roots` is believed. Certificates must be valid at `at`, an aware datetime, by default
-    at the document's own time; then `now`, the present, adds a line on whether they still are. The values
+    Only a chain under one of `roots` is believed. Certificates must be valid at `at`, an aware datetime: a service
+    gives the present. The default is the document's own time, for documents that were kept; then `now`, the present,
+    adds a line on whether they still are, which decides nothing. The values
     given must be in the document (PCRs by index, 48 bytes each); those not given are not looked at. Documents of
     debug-mode enclaves are refused unless `allow_debug` is set.
     """
@@ -209,7 +233,10 @@ class _Case:
                 self._findings.skipped(check, "the document has no registers")
             return
         self._check_module_id(self._values.get("module_id", ""), pcrs)
-        if not is_debug_mode(pcrs):
+        absent = [f"PCR{index}" for index in (0, 1, 2) if index not in pcrs]
+        if absent:
+            self._findings.failed(Check.DEBUG_MODE, f"{', '.join(absent)} missing: nothing says which image ran")
+        elif not is_debug_mode(pcrs):
             self._findings.passed(Check.DEBUG_MODE, "the image's registers are not zero")
         elif self._expected.allow_debug:
             self._findings.passed(Check.DEBUG_MODE, "PCR0, PCR1 or PCR2 is zero: debug mode, which was allowed")
@@ -222,7 +249,9 @@ class _Case:
         match = _MODULE_ID.fullmatch(module_id)
         if match is None:
             self._findings.skipped(Check.MODULE_ID, "the module id names no instance")
-        elif 4 not in pcrs or not any(pcrs[4]):
+        elif 4 not in pcrs:
+            self._findings.skipped(Check.MODULE_ID, "the document has no PCR4")
+        elif not any(pcrs[4]):
             self._findings.skipped(Check.MODULE_ID, "PCR4 is zero: no instance was measured, as it is on EC2")
         elif pcrs[4] == identity_registers(instance_id=match[1])[4]:
             self._findings.passed(Check.MODULE_ID, f"PCR4 measures {match[1]}, the instance in the module id")

@@ -136,6 +136,12 @@ _BARE: dict[str, Request] = {DescribeNSM.name: DescribeNSM(), GetRandom.name: Ge
 _WITH_FIELDS: dict[str, type[Any]] = {kind.name: kind for kind in _FIELDS}
 
 
+def request_fields(name: str) -> dict[str, str]:
+    """The fields of a request by its name on the wire, each with its type there: `u16` or `bytes`."""
+    kind = _WITH_FIELDS.get(name)
+    return {} if kind is None else {field: entry.what for field, entry in _FIELDS[kind].items()}
+
+
 def decode_request(data: bytes) -> Request:
     """The request in `data`, checked; raises NsmRequestError with the guest's error."""
     if len(data) > REQUEST_LIMIT:

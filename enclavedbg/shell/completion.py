@@ -33,8 +33,9 @@ class ShellCompleter(Completer):
             command = self._table.find(first)
         except CommandError:
             return
-        word = rest.split(" ")[-1]
-        for candidate in self._candidates(command.completes, word):
+        *before_it, word = rest.split(" ")
+        places = command.completes.split(" ")
+        for candidate in self._candidates(places[min(len(before_it), len(places) - 1)], word):
             yield Completion(candidate, -len(word))
 
     def _candidates(self, what: str, word: str) -> Iterator[str]:

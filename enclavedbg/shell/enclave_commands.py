@@ -9,12 +9,13 @@ from typing import Any
 from enclavedbg.errors import EnclaveDbgError
 from enclavedbg.machine.console import printable
 from enclavedbg.machine.events import GuestStopped
+from enclavedbg.nsm.encoding import value_bytes
 from enclavedbg.shell.history_commands import history
 from enclavedbg.shell.machine_commands import COMMANDS, number, where
 from enclavedbg.shell.render import event_line
 from enclavedbg.shell.session import Session
 from enclavedbg.shell.table import CommandError
-from enclavedbg.shell.text import Text, counted, fields, joined, lines, size
+from enclavedbg.shell.text import Text, counted, fields, hexdump, joined, lines, size
 
 ANSWER_SECONDS = 1.0
 PAUSE_SECONDS = 0.2
@@ -22,6 +23,10 @@ PAUSE_SECONDS = 0.2
 
 ANSWER_LIMIT = 1 << 16
 ANSWER_LINES = 100
+DUMPED = 64
+"""Bytes shown of an answer that is no text."""
+
+_BYTES = ("hex:", "base64:", "text:")
 
 
 @COMMANDS.add("status", "info")
@@ -52,6 +57,7 @@ async def vsock(session: Session, words: list[str]) -> Text:
     vsock                      connections, and what the parent serves
     vsock packets [N]          the last packets
     vsock send 5000 hello      connects to port 5000 of the guest, and shows what it answers
+    vsock send 5001 hex:00ff   the same with bytes, and no line end
     """
     if words and words[0] == "packets":
         return history(session, "vsock.packet", words[1:], "No packet has crossed yet.")
@@ -104,7 +110,7 @@ async def _send(session: Session, port: int, line: str) -> Text:
 async def _exchange(session: Session, port: int, line: str, answer: bytearray) -> None:
     """Fill `answer` until the guest ends or pauses."""
     async with await session.enclave.vsock.connect(port, label="shell") as stream:
-        await stream.write(line.encode() + b"\n")
+        await stream.write(value_bytes(line) if line.startswith(_BYTES) else line.encode() + b"\n")
         answer += await stream.read()
         with suppress(TimeoutError):
             while len(answer) < ANSWER_LIMIT and (piece := await asyncio.wait_for(stream.read(), PAUSE_SECONDS)):
@@ -112,6 +118,10 @@ async def _exchange(session: Session, port: int, line: str, answer: bytearray) -
 
 
 def _answer_lines(answer: bytearray) -> Text:
+    text = bytes(answer).decode("utf-8", "backslashreplace")
+    if sum(not c.isprintable() and not c.isspace() for c in text) > len(text) // 10:
+        more = f", the first {DUMPED} of them:" if len(answer) > DUMPED else ":"
+        return lines(f"{counted(len(answer), 'byte')}{more}") + hexdump(0, bytes(answer[:DUMPED]))
     return joined([("", printable(row))] for row in bytes(answer[:ANSWER_LIMIT]).split(b"\n")[:ANSWER_LINES] if row)
 
 

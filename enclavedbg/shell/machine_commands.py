@@ -180,9 +180,12 @@ async def delete(session: Session, words: list[str]) -> Text:
     """Take away a breakpoint or catchpoint, or all."""
     caught = session.enclave.catchpoints
     numbers = [number(word, "a breakpoint's number") for word in words]
-    numbers = numbers or [*session.breakpoints, *(n for n, _ in caught.listing())]
+    there = [*session.breakpoints, *(n for n, _ in caught.listing())]
+    numbers = numbers or there
     if not numbers:
         return lines("There are no breakpoints.")
+    if missing := [str(n) for n in numbers if n not in there]:
+        raise CommandError(f"there is no breakpoint {', '.join(missing)}; `break` and `catch` list them")
     removed = {n: caught.remove(n) for n in numbers}
     gone = [f"Catchpoint {n} ({point}) is gone" for n, point in removed.items() if point is not None]
     others = [n for n, point in removed.items() if point is None]

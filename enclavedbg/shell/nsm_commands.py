@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enclavedbg.machine.catchpoints import Catchpoint
+from enclavedbg.nsm.encoding import value_bytes
 from enclavedbg.nsm.events import NsmExchange, NsmRequest
 from enclavedbg.nsm.faults import ACTIONS, parse_fault
 from enclavedbg.nsm.pcr import identity_registers
 from enclavedbg.nsm.selector import parse_selector
-from enclavedbg.nsm.wire import SignedDocument, request_types
+from enclavedbg.nsm.wire import ErrorCode, SignedDocument, request_types
 from enclavedbg.shell.history_commands import shown_history
 from enclavedbg.shell.machine_commands import COMMANDS, number
 from enclavedbg.shell.session import Session
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from enclavedbg.nsm.verify import Report
 
 _REQUESTS = "|".join(kind.name for kind in request_types())
+_ERRORS = "|".join(code.name for code in ErrorCode)
 _STYLES = {"pass": "good", "fail": "bad", "n/a": "dim"}
 
 
@@ -65,12 +67,9 @@ async def nsm(session: Session, words: list[str]) -> Text:
         case ["explain"]:
             return explained(await asyncio.to_thread(_verified, session, _last_document(session)))
         case ["save", name]:
-            document = _last_document(session)
-            try:
-                Path(name).write_bytes(document)
-            except OSError as error:
-                raise CommandError(f"cannot write {name}: {error.strerror or error}") from None
-            return lines(f"{size(len(document))} in {name}")
+            return _save(_last_document(session), Path(name).expanduser())
+        case ["explain" | "save", *_]:
+            raise CommandError("expected: nsm [N], nsm explain or nsm save FILE")
     records = session.enclave.events.history("nsm")
     # A request stands in the line of its answer; alone it is worth one while there is none.
     shown = [record for record in records if not isinstance(record.event, NsmRequest) or record is records[-1]]
@@ -81,12 +80,13 @@ async def nsm(session: Session, words: list[str]) -> Text:
 async def attest(session: Session, words: list[str]) -> Text:
     """Make an attestation document and show it, verified.
 
-    For example: attest; attest 'some user data' my-nonce
-    It is made on the secure module itself; no program in the guest takes part. Those that the guest got: nsm explain
+    For example: attest; attest 'some user data' hex:0011
+    It is made on the secure module itself: no program in the guest takes part, and no fault or catchpoint.
+    Documents that the guest got: nsm explain
     """
     if len(words) > 2:
         raise CommandError("expected: attest [USER-DATA] [NONCE]; quote what has spaces")
-    user_data, nonce = [*(word.encode() for word in words), None, None][:2]
+    user_data, nonce = [*(value_bytes(word) for word in words), None, None][:2]
 
     def make() -> tuple[bytes, Report]:
         document = session.enclave.nsm.attest(user_data=user_data, nonce=nonce)
@@ -139,6 +139,17 @@ def _excerpt(value: bytes) -> str:
     return text if text.isprintable() and "\ufffd" not in text and len(text) <= 60 else value[:32].hex()
 
 
+def _save(document: bytes, path: Path) -> Text:
+    try:
+        with path.open("xb") as file:
+            file.write(document)
+    except FileExistsError:
+        raise CommandError(f"{path} exists; name a new file, so that nothing is overwritten") from None
+    except OSError as error:
+        raise CommandError(f"cannot write {path}: {error.strerror or error}") from None
+    return lines(f"{size(len(document))} in {path}")
+
+
 def _last_document(session: Session) -> bytes:
     for record in reversed(session.enclave.events.history("nsm.exchange")):
         if isinstance(record.event, NsmExchange) and isinstance(record.event.response, SignedDocument):
@@ -159,10 +170,13 @@ def explained(report: Report) -> Text:
     for finding in report.findings:
         status, check = finding.status.value, finding.check.value
         rows.append([(_STYLES[status], f"{status:4}  "), ("", f"{check:{width}}  {safe(finding.reason)}")])
+    rows += [[], [("good" if report.valid else "bad", report.verdict)]]
     return joined(rows)
 
 
-@COMMANDS.add("fault", usage="[KIND ACTION|off [N]]", completes=f"off|any|error|delay|drop|cut|{_REQUESTS}")
+@COMMANDS.add(
+    "fault", usage="[KIND ACTION|off [N]]", completes=f"off|any|{_REQUESTS} error|delay|drop|cut {_ERRORS}|if if|and"
+)
 async def fault(session: Session, words: list[str]) -> Text:
     """Make the secure module fail, or list faults.
 
@@ -181,16 +195,18 @@ async def fault(session: Session, words: list[str]) -> Text:
             ]
             return joined(rows) if rows else lines(f"There are no faults; a fault is KIND with {ACTIONS}.")
         case ["off", *numbers]:
-            wanted = [number(word, "a fault's number") for word in numbers] or [n for n, _, _ in table.listing()]
-            gone = [(n, table.remove(n)) for n in wanted]
-            if missing := [str(n) for n, found in gone if found is None]:
+            there = [n for n, _, _ in table.listing()]
+            wanted = [number(word, "a fault's number") for word in numbers] or there
+            if missing := [str(n) for n in wanted if n not in there]:
                 raise CommandError(f"there is no fault {', '.join(missing)}; `fault` lists them")
+            gone = [(n, table.remove(n)) for n in wanted]
             return lines("\n".join(f"Fault {n} ({found}) is gone" for n, found in gone) or "There are no faults.")
+    session.require_alive()
     found = parse_fault(words)
     return lines(f"Fault {table.add(found)}: {found}")
 
 
-@COMMANDS.add("catch", usage="[nsm KIND]", completes=f"nsm|after|before|any|if|{_REQUESTS}")
+@COMMANDS.add("catch", usage="[nsm KIND]", completes=f"nsm after|before|any|{_REQUESTS} any|if|{_REQUESTS} if|and")
 async def catch(session: Session, words: list[str]) -> Text:
     """Stop when the secure module is asked, or list.
 
@@ -212,10 +228,8 @@ async def catch(session: Session, words: list[str]) -> Text:
         case _:
             raise CommandError(f"there is nothing to catch called {words[0]!r}; expected: catch nsm KIND")
     session.require_alive()
-    selector, between = parse_selector(rest)
+    selector, between = parse_selector(rest, answered=after)
     if between:
         raise CommandError(f"{between[0]!r} follows the request; expected `if` with a condition, or nothing")
-    if selector.needs_answer and not after:
-        raise CommandError("only an answer has an error; expected: catch nsm after ...")
     point = Catchpoint(selector, after)
     return lines(f"Catchpoint {session.add_catchpoint(point)}: {point}")

@@ -24,10 +24,11 @@ class CommandError(EnclaveDbgError):
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command. `usage` is what follows its name; `completes` says what its first word may be.
+    """One command. `usage` is what follows its name; `completes` says what its words may be.
 
     `details` is for who asks about this command; `repeats` that an empty line does it again.
-    `completes` is one of "" (nothing), "address", "event", "command" or a list separated by "|".
+    `completes` is one of "" (nothing), "address", "event", "command" or a list separated by "|"; with spaces between,
+    each is for the word in its place, and the last for all further ones.
     """
 
     name: str

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn, Protocol, cast
+from typing import Any, NoReturn, Protocol, cast
 
 from enclavedbg.options import UsageError
 
@@ -59,15 +60,23 @@ class Family:
             return 0
         verb = next((v for v in self.verbs if v.name == arguments[0]), None)
         if verb is None:
-            names = ", ".join(v.name for v in self.verbs)
-            raise UsageError(f"there is no command {self.word} {arguments[0]!r}; there are {names}")
+            names = [v.name for v in self.verbs]
+            near = difflib.get_close_matches(arguments[0], names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+            raise UsageError(f"there is no command {self.word} {arguments[0]!r}; {hint}")
         module = cast(VerbModule, importlib.import_module(verb.module))
-        parser = _Parser(prog=f"enclavedbg {self.word} {verb.name}", description=verb.summary, allow_abbrev=False)
+        parser = Parser(prog=f"enclavedbg {self.word} {verb.name}", description=verb.summary, allow_abbrev=False)
         module.add_arguments(parser)
         # Intermixed, so that an option may stand before an argument that can be left out.
         return module.run(parser.parse_intermixed_args(arguments[1:]))
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and does not hide that its help cannot be written."""
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse's own passes over errors: on a full disk, help would vanish with status 0.
+        (file or sys.stderr).write(message)

@@ -533,11 +533,13 @@ def test_monitor_commands_come_from_one_table() -> None:
     commands = [
         MonitorCommand("pcrs", "the measurements", lambda words: f"PCR0 {words}\n"),
         MonitorCommand("fail", "always fails", fail),
-        MonitorCommand("failure", "also fails", fail),
+        MonitorCommand("failure", "also fails", fail, "all about failure\n"),
     ]
     talk = gdb(Talk(commands=commands))
     text, reply = monitor(talk, "help")
     assert reply == b"OK" and "pcrs       the measurements\n" in text and "registers" in text
+    assert monitor(talk, "help failure") == ("all about failure\n", b"OK")
+    assert monitor(talk, "help pc") == ("pcrs  the measurements\n", b"OK")
     assert monitor(talk, "pc 'a b'") == ("PCR0 ['a b']\n", b"OK")
     text, reply = monitor(talk, "reg")
     assert reply == b"OK" and "cr0    0x80050033 [PE MP ET NE WP AM PG]" in text

@@ -83,7 +83,7 @@ def test_catchpoints_stop_before_and_after() -> None:
             await run.until_console(READY)
             debug = run.enclave.debug
             for number, after in ((1, False), (2, True)):
-                selector, _ = parse_selector(["Attestation", "if", "nonce", "==", "hex:6e6e"])
+                selector, _ = parse_selector(["Attestation", "if", "nonce", "==", "hex:6e6e"], answered=after)
                 run.enclave.catchpoints.add(number, Catchpoint(selector, after))
             asking = asyncio.create_task(attest(run, nonce=b"nn"))
             before = (await run.until(lambda r: isinstance(r.event, GuestStopped))).event

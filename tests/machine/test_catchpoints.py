@@ -21,7 +21,7 @@ class Watched:
         self.module = make_module(emit=self.events.publish)
 
     def catch(self, number: int, text: str, *, after: bool = False) -> None:
-        self.points.add(number, Catchpoint(parse_selector(text.split())[0], after))
+        self.points.add(number, Catchpoint(parse_selector(text.split(), answered=after)[0], after))
 
     def ask(self, request: Request) -> list[str]:
         """The stops that a request brings."""

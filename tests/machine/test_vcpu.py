@@ -385,3 +385,36 @@ def test_a_catchpoint_in_what_was_put_off_stops_before_anything_runs(machine: Sc
     machine.vcpu.resume()
     assert machine.stopped().reason == "catchpoint 2: something"
     assert machine.engine.runs == runs
+
+
+def test_work_in_guest_time_can_be_taken_back(machine: ScriptedMachine) -> None:
+    done: list[int] = []
+    cancels = [machine.vcpu.post_in(10, lambda n=n: done.append(n)) for n in range(3)]  # type: ignore[misc]
+    cancels[1]()
+    cancels[1]()
+    finished = threading.Event()
+    machine.vcpu.post_in(10, finished.set)
+    machine.go()
+    machine.now += 20
+    machine.vcpu.post(lambda: None)
+    assert finished.wait(LIMIT)
+    assert done == [0, 2]
+    cancels[0]()
+
+
+def test_catchpoints_together_are_one_stop_that_names_both(machine: ScriptedMachine) -> None:
+    machine.go()
+    machine.vcpu.post(lambda: (machine.vcpu.catch("one"), machine.vcpu.catch("two")))
+    assert machine.stopped().reason == "one; two"
+
+
+def test_a_breakpoint_at_the_place_of_a_catchpoint_stays_the_reason(machine: ScriptedMachine) -> None:
+    machine.engine.steps.append(BreakpointHit(0x1001))
+    machine.vcpu.post_in(0, lambda: None)
+    machine.vcpu.step()
+    machine.stopped()
+    machine.engine.give(BreakpointHit(0x1001))
+    machine.vcpu._caught = Caught("one")
+    machine.vcpu.resume()
+    assert machine.stopped().reason == "breakpoint; one"
+    assert machine.vcpu.stop_reason == BreakpointHit(0x1001)

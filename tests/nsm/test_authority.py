@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import os
 import shutil
 import stat
 import subprocess
+import threading
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,7 +20,8 @@ from cryptography.x509.oid import NameOID
 
 from enclavedbg.errors import NsmError
 from enclavedbg.nsm.authority import FILE_NAME, Authority, Credentials, default_folder
-from enclavedbg.nsm.certificates import summarise
+from enclavedbg.nsm.certificates import LEAF, issue, to_pem
+from enclavedbg.nsm.x509read import summarise
 from tests.nsm.support import MODULE_ID, START, SetClock, entropy
 
 
@@ -197,6 +202,53 @@ def test_key_of_another_certificate_is_refused(tmp_path: Path) -> None:
     one.write_bytes(certificate + marker + other.read_bytes().partition(marker)[2])
     with pytest.raises(NsmError, match="do not belong together"):
         make(tmp_path / "a").root()
+
+
+def test_what_is_no_authority_is_refused_with_the_cure(tmp_path: Path) -> None:
+    def refused(name: str, message: str) -> None:
+        with pytest.raises(NsmError, match=message) as caught:
+            make(tmp_path / name).root()
+        assert "\n" not in str(caught.value)
+
+    for name in ("fifo", "folder", "curve", "leaf"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "fifo" / FILE_NAME, 0o600)
+    refused("fifo", "is no regular file")
+    (tmp_path / "folder" / FILE_NAME).mkdir()
+    refused("folder", "is no regular file")
+    link = make(seed=9).root_link()
+    # secp224k1 in place of secp384r1: a curve that the library does not know.
+    pkcs8 = (serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    der = link.key.private_bytes(*pkcs8)
+    other = der.replace(bytes.fromhex("2b81040022"), bytes.fromhex("2b81040020"))
+    assert other != der
+    key = b"-----BEGIN PRIVATE KEY-----\n" + base64.encodebytes(other) + b"-----END PRIVATE KEY-----\n"
+    private(tmp_path / "curve", link.certificate.public_bytes(serialization.Encoding.PEM) + key)
+    refused("curve", "no CA certificate with a private key in it")
+    private(tmp_path / "leaf", to_pem(issue(LEAF, issuer=None, identity="x", serial=1, now=START)))
+    refused("leaf", "a certificate that is not a CA's")
+
+
+def private(folder: Path, content: bytes) -> None:
+    (folder / FILE_NAME).write_bytes(content)
+    (folder / FILE_NAME).chmod(0o600)
+
+
+def test_warnings_of_other_threads_are_left_as_they_were() -> None:
+    """The filters belong to the process, and certificates are read on several threads."""
+    der = make().root()
+    before = list(warnings.filters)
+
+    def read() -> None:
+        for _ in range(300):
+            summarise(der)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert warnings.filters == before
 
 
 def test_file_that_others_may_read_is_refused(tmp_path: Path) -> None:

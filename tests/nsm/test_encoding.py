@@ -34,7 +34,14 @@ def test_forms_of_a_document(form: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"", "empty"), (b"hello, world", "expected COSE_Sign1"), (b"abcde", "base64 that is damaged")],
+    [
+        (b"", "empty"),
+        (b"hello, world", "expected COSE_Sign1"),
+        (b"abcde", "expected COSE_Sign1"),
+        (SIGNED_2022.hex()[:-1].encode(), "in hex that is damaged: its last digit is missing"),
+        (SIGNED_2022.hex().replace("a", "g", 1).encode(), "in hex that is damaged: its character 5 is 'g'"),
+        (cbor2.dumps({"Error": "InternalError"}), "the secure module's answer is the error 'InternalError'"),
+    ],
 )
 def test_what_is_no_document(data: bytes, message: str) -> None:
     with pytest.raises(NsmError, match=message):

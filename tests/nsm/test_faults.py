@@ -33,6 +33,7 @@ CAPACITY = 0x3000
         ("GetRandom#3 drop", Effects(drop=True, text="drop")),
         ("any delay 1.5s", Effects(delay_ns=1_500_000_000, text="delay 1.5s")),
         ("LockPCR:cut:0", Effects(cut=0, text="cut 0")),
+        ("LockPCR:cut:0 if index == 20", Effects(cut=0, text="cut 0")),
     ],
 )
 def test_forms(text: str, effects: Effects) -> None:
@@ -49,18 +50,22 @@ def test_a_fault_is_shown_as_it_can_be_typed() -> None:
     ("text", "message"),
     [
         ("", "no request is named"),
-        ("Attestation", "expected error NAME, delay TIME, drop or cut BYTES"),
+        ("Attestation", "nothing to do to the request is named; expected error NAME, delay TIME, drop or cut BYTES"),
         ("Attestation explode", "is nothing to do to a request"),
         ("Attestation error", "expected error with one of InvalidArgument"),
         ("Attestation error Oops", "expected error with one of"),
         ("Attestation delay", "is nothing to do"),
         ("Attestation delay soon", "is no time"),
-        ("Attestation delay 25h", "at most 24h"),
+        ("Attestation delay 25h", "expected a nanosecond to 24h"),
+        ("Attestation delay 0.0000001ms", "expected a nanosecond to 24h"),
+        ("Attestation cut " + "1" * 5000, "the number of bytes"),
+        ("Attestation cut \u00b2", "the number of bytes"),
         ("Attestation cut -1", "the number of bytes"),
         ("Attestation cut 12288", "the number of bytes"),
         ("Attestation drop twice", "is nothing to do"),
         ("Attestation 'drop", "no closing quotation"),
-        ("Attestation drop if error == none", "cannot name the error"),
+        ("Attestation drop if error == none", "no field 'error'; expected one of user_data"),
+        ("any drop if nonce == none", "it has none to compare; name another request"),
     ],
 )
 def test_what_is_refused(text: str, message: str) -> None:
@@ -136,11 +141,16 @@ def test_several_faults_for_one_request() -> None:
     table = FaultTable()
     for text in ("LockPCR delay 1s", "LockPCR cut 4", "any delay 2s", "LockPCR drop"):
         table.add(parse_fault(text))
-    assert table.effects(LockPCR(20)) == Effects(delay_ns=3_000_000_000, cut=4, text="delay 1s, delay 2s, cut 4")
+    text = "delay 1s, delay 2s, cut 4"
+    assert table.effects(LockPCR(20)) == Effects(
+        delay_ns=3_000_000_000, cut=4, text=text, delayed_by=frozenset({1, 3})
+    )
 
 
 def test_table() -> None:
     table = FaultTable()
+    removed: list[int] = []
+    table.on_remove = removed.append
     one, two = table.add(parse_fault("LockPCR drop")), table.add(parse_fault("any#5 drop"))
     table.effects(LockPCR(20))
     assert [(n, str(f), seen) for n, f, seen in table.listing()] == [(1, "LockPCR drop", 1), (2, "any#5 drop", 1)]
@@ -148,7 +158,28 @@ def test_table() -> None:
     assert table.remove(one) is None
     assert table.effects(LockPCR(20)) == Effects()
     assert table.remove(two) is not None
+    assert removed == [1, 2]
     assert table.add(parse_fault("any drop")) == 3, "a number is never used twice"
+
+
+KINDS = st.sampled_from(["Attestation", "any", "GetRandom#2", "ExtendPCR#0", "LockPCR"])
+ACTIONS = st.one_of(
+    st.sampled_from(["drop", "error InternalError", "error x", "delay 1s", "cut"]),
+    st.builds("delay {}{}".format, st.floats(0, 1e12, allow_nan=False), st.sampled_from(["", "ms", "h", "x"])),
+    st.builds("cut {}".format, st.one_of(st.integers(), st.text("0123456789\u00b2", max_size=5000))),
+)
+CONDITIONS = st.sampled_from(["", " if index == 5", " if data contains x", " if nonce == none", " if"])
+
+
+@given(st.builds("{} {}{}".format, KINDS, ACTIONS, CONDITIONS))
+def test_any_fault_of_the_right_form_is_one_or_an_error(text: str) -> None:
+    try:
+        fault = parse_fault(text)
+    except NsmError as error:
+        assert "\n" not in str(error)
+    else:
+        effects = fault.effects
+        assert effects.drop or effects.error or effects.delay_ns > 0 or effects.cut is not None
 
 
 @given(st.text(max_size=40))

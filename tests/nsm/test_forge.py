@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from enclavedbg.nsm.authority import Authority
 from enclavedbg.nsm.findings import Check
-from enclavedbg.nsm.forge import FORGERIES, Claims, Original, forge
+from enclavedbg.nsm.forge import FORGERIES, GENUINE, Claims, Original, forge
 from enclavedbg.nsm.pcr import ZERO, identity_registers
 from enclavedbg.nsm.roots import Root
 from enclavedbg.nsm.verify import Report, verify
@@ -20,12 +21,12 @@ UNSIGNED = {"altered-pcr", "altered-signature", "other-signer", "short-signature
 """Those whose fault is that the signature does not fit, or that have none that could."""
 
 
-def make_original(*, repeatable: bool = False) -> Original:
-    authority = Authority(None, now=lambda: START, random_bytes=entropy(), repeatable=repeatable)
-    return Original(authority, CLAIMS, random.Random(3).randbytes)
+def make_authority(*, repeatable: bool = False) -> Authority:
+    return Authority(None, now=lambda: START, random_bytes=entropy(), repeatable=repeatable)
 
 
-ORIGINAL = make_original()
+AUTHORITY = make_authority()
+ORIGINAL = Original(AUTHORITY, CLAIMS, random.Random(3).randbytes)
 
 
 def report(document: bytes) -> Report:
@@ -38,13 +39,17 @@ def report(document: bytes) -> Report:
     )
 
 
-def test_the_genuine_document_is_believed() -> None:
-    assert report(ORIGINAL.document()).valid
+@pytest.mark.parametrize("name", GENUINE)
+def test_genuine_documents_are_believed(name: str) -> None:
+    assert report(GENUINE[name][1](ORIGINAL)).valid
+    absent = replace(CLAIMS, public_key=None, user_data=None)
+    document = GENUINE[name][1](Original(AUTHORITY, absent, random.Random(4).randbytes))
+    assert verify(document, roots=[Root.of(ORIGINAL.root.der)], nonce=b"a nonce").valid
 
 
 @pytest.mark.parametrize("name", FORGERIES)
 def test_refused_for_its_own_reason(name: str) -> None:
-    _, check, make = FORGERIES[name]
+    check, make = FORGERIES[name].check, FORGERIES[name].make
     found = report(make(ORIGINAL))
     failed = {failure.check for failure in found.failures}
     assert check in failed
@@ -52,14 +57,30 @@ def test_refused_for_its_own_reason(name: str) -> None:
     follows = {
         Check.FIELDS: {Check.PCRS, Check.NONCE, Check.USER_DATA, Check.PUBLIC_KEY},
         Check.DEBUG_MODE: {Check.PCRS},
+        Check.CERTIFICATES: set(),
         Check.SIGNATURE: {Check.PCRS},
         Check.STRUCTURE: {Check.SIGNATURE},
         Check.CHAIN_NAMES: {Check.CONSTRAINTS},
         Check.ROOT: {Check.CHAIN_NAMES, Check.CONSTRAINTS},
     }
     assert failed <= {check} | follows.get(check, set())
-    if name not in UNSIGNED and "certificate" in found.reading.values and name != "unprotected-algorithm":
+    readable = "certificate" in found.reading.values and check is not Check.CERTIFICATES
+    if readable and name not in UNSIGNED and name != "unprotected-algorithm":
         assert Check.SIGNATURE not in failed, "only the fault itself gives it away"
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_refused_whatever_the_genuine_document_says(name: str) -> None:
+    claims = replace(CLAIMS, user_data=b"something else", public_key=None, nonce=b"")
+    original = Original(AUTHORITY, claims, random.Random(5).randbytes)
+    found = verify(
+        FORGERIES[name].make(original),
+        roots=[Root.of(original.root.der)],
+        expect_pcrs={0: PCR0, 1: PCR1, 2: PCR2},
+        nonce=b"",
+        user_data=b"something else",
+    )
+    assert FORGERIES[name].check in {failure.check for failure in found.failures}
 
 
 def test_what_the_issue_names_is_there() -> None:
@@ -79,5 +100,5 @@ def test_all_at_once() -> None:
 
 
 def test_the_same_seed_forges_the_same() -> None:
-    one, other = (make_original(repeatable=True) for _ in range(2))
+    one, other = (Original(make_authority(repeatable=True), CLAIMS, random.Random(3).randbytes) for _ in range(2))
     assert [f.document for f in forge(one)] == [f.document for f in forge(other)]

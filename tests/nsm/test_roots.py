@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from enclavedbg.errors import NsmError
 from enclavedbg.nsm.authority import FILE_NAME, Authority
-from enclavedbg.nsm.roots import AWS_GOVCLOUD_ROOT, AWS_ROOT, AWS_ROOTS, Root, development_root, root_from
-from tests.nsm.real import SIGNED_2022
+from enclavedbg.nsm.roots import AWS_GOVCLOUD_ROOT, AWS_ROOT, AWS_ROOTS, Root, development_root, roots_from
+from tests.nsm.real import GOVCLOUD_ROOT_PEM, SIGNED_2022
 from tests.nsm.support import START, entropy
 
 AWS_DER: bytes = cbor2.loads(cbor2.loads(SIGNED_2022)[2])["cabundle"][0]
@@ -20,20 +20,20 @@ AWS_DER: bytes = cbor2.loads(cbor2.loads(SIGNED_2022)[2])["cabundle"][0]
 
 def test_fingerprint_is_that_of_the_root_in_real_documents() -> None:
     assert Root.of(AWS_DER).fingerprint == AWS_ROOT.fingerprint
-    assert len(AWS_GOVCLOUD_ROOT.fingerprint) == 32
+    assert roots_from(GOVCLOUD_ROOT_PEM, AWS_GOVCLOUD_ROOT.name) == [AWS_GOVCLOUD_ROOT]
     assert AWS_ROOTS == (AWS_ROOT, AWS_GOVCLOUD_ROOT)
 
 
 def test_files() -> None:
     pem = x509.load_der_x509_certificate(AWS_DER).public_bytes(Encoding.PEM)
     for data in (AWS_DER, pem, b"a comment\n" + pem):
-        assert root_from(data, "the file") == Root("the file", AWS_ROOT.fingerprint)
+        assert roots_from(data, "the file") == [Root("the file", AWS_ROOT.fingerprint)]
 
 
 @pytest.mark.parametrize("data", [b"", b"rubbish", b"-----BEGIN CERTIFICATE-----\n", AWS_DER[:-1], AWS_DER + b"\0"])
 def test_files_that_hold_none(data: bytes) -> None:
     with pytest.raises(NsmError, match="the file holds no certificate") as caught:
-        root_from(data, "the file")
+        roots_from(data, "the file")
     assert "\n" not in str(caught.value)
 
 

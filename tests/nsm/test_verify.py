@@ -386,3 +386,31 @@ def test_damaged_documents_give_a_report(at: int, flip: int, cut: int) -> None:
     data = bytearray(DOCUMENT)
     data[at] ^= flip
     report_of(bytes(data[: len(data) - cut]))
+
+
+def test_a_check_that_was_left_out_is_no_reason_to_believe() -> None:
+    report = report_of(DOCUMENT)
+    for check in (Check.ROOT, Check.SIGNATURE, Check.VALIDITY):
+        rest = tuple(finding for finding in report.findings if finding.check is not check)
+        assert not replace(report, findings=rest).valid
+
+
+def test_odd_bundles() -> None:
+    chain = Chain.make()
+    ders = [link.der for link in chain.links[:-1]]
+    twice = report_of(chain.document(bundle=[ders[0], *ders]), root=chain.root)
+    assert ("cabundle[1] is there twice") in [f.reason for f in twice.failures]
+    many = report_of(chain.document(bundle=[b"x"] * 17), root=chain.root)
+    assert [f.reason for f in many.failures] == ["a bundle of 17 certificates, expected at most 16"]
+
+
+def test_certificates_that_disagree_with_themselves() -> None:
+    """The signature's algorithm stands in a certificate twice; only the outer one is not signed."""
+    chain = Chain.make()
+    leaf = chain.links[-1].der
+    sha384, rsa = bytes.fromhex("06082a8648ce3d040303"), bytes.fromhex("06092a864886f70d01010c")
+    head, _, tail = leaf.rpartition(sha384)
+    # Two lengths grow by one: that of the algorithm, and that of the certificate.
+    grown = head[:-1] + bytes([head[-1] + 1]) + rsa + tail
+    grown = grown[:2] + (int.from_bytes(grown[2:4], "big") + 1).to_bytes(2, "big") + grown[4:]
+    assert refused(chain.document(leaf=grown), root=chain.root) is Check.CERTIFICATES

@@ -11,7 +11,7 @@ import pytest
 
 from enclavedbg.errors import NsmError
 from enclavedbg.machine.cpu.engine import Caught
-from enclavedbg.machine.events import GuestStopped
+from enclavedbg.machine.events import GuestStopped, Record
 from enclavedbg.nsm.roots import Root
 from enclavedbg.nsm.verify import verify
 from enclavedbg.shell.table import CommandError
@@ -50,6 +50,9 @@ def test_the_guests_document_explained_and_saved(live: Live, tmp_path: Path) -> 
     assert f"in {path}" in live.command(f"nsm save {path}")
     assert path.read_bytes() == document
     assert verify(document, roots=[Root.of(live.enclave.nsm.authority.root())], nonce=b"a nonce").valid
+    assert text.rstrip().endswith("valid, under the development root (not AWS's)")
+    with pytest.raises(CommandError, match="exists; name a new file"):
+        live.command(f"nsm save {path}")
     with pytest.raises(CommandError, match="cannot write"):
         live.command(f"nsm save {tmp_path}/no/doc.bin")
 
@@ -59,6 +62,36 @@ def test_the_history_has_a_line_for_each_exchange(live: Live) -> None:
     text = live.command("nsm 50")
     assert "nsm.exchange: Attestation user_data=none nonce=1 bytes public_key=none -> document=" in text
     assert "nsm.request" not in text
+
+
+def test_the_shell_can_make_the_guest_ask(live: Live) -> None:
+    text = live.command("vsock send 5001 hex:" + "ff" * 12)
+    assert " bytes, the first 64 of them:" in text
+    assert "module_id" in text
+    assert "user_data=none nonce=none public_key=none -> document=" in live.command("nsm 1")
+
+
+def test_a_request_that_a_fault_holds_is_let_go_with_it(live: Live) -> None:
+    number = live.command("fault Attestation delay 1h").split()[1].rstrip(":")
+    answer = asyncio.run_coroutine_threadsafe(ask_for_document(live, b"x"), live.loop)
+    live.call(until(live, "[fault: delay 1h]"))
+    assert not answer.done()
+    live.command(f"fault off {number}")
+    assert answer.result(SECONDS)[0] == 0
+
+
+async def until(live: Live, text: str) -> None:
+    """Until an event of the secure module says something."""
+    found = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def listen(record: Record) -> None:
+        if record.event.kind == "nsm.request" and text in record.event.summary():
+            loop.call_soon_threadsafe(found.set)
+
+    unsubscribe = live.enclave.events.subscribe(listen, replay=True)
+    await found.wait()
+    unsubscribe()
 
 
 def test_faults(live: Live) -> None:
@@ -146,6 +179,7 @@ def test_breakpoints_and_catchpoints_share_their_numbers(live: Live) -> None:
         "catch nsm Attestation if error == InvalidIndex",
         "catch nsm after Attestation if x == 1",
         "nsm save",
+        "nsm save a b",
         "nsm explain it",
     ],
 )

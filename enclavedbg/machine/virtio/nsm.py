@@ -13,7 +13,7 @@ from enclavedbg.nsm.wire import REQUEST_LIMIT, RESPONSE_LIMIT
 
 
 class Schedule(Protocol):
-    """When the device may go on with what it put off; `VirtualCpu` has this shape. All on the vCPU thread."""
+    """When the device may go on with what it put off; `VirtualCpu` has this shape. Work is done on the vCPU thread."""
 
     @property
     def stopping(self) -> bool:
@@ -21,11 +21,11 @@ class Schedule(Protocol):
         ...
 
     def post(self, work: Callable[[], None]) -> None:
-        """Do `work` once the guest runs."""
+        """Do `work` once the guest runs; any thread."""
         ...
 
-    def post_in(self, delay_ns: int, work: Callable[[], None]) -> None:
-        """Do `work` once so much guest time has passed."""
+    def post_in(self, delay_ns: int, work: Callable[[], None]) -> Callable[[], None]:
+        """Do `work` once so much guest time has passed; returns what takes that back."""
         ...
 
 
@@ -51,6 +51,10 @@ class VirtioNsm:
         self._queue: SplitQueue | None = None
         self._first: Incoming | None = None
         self._waiting = False
+        self._cancel: Callable[[], None] = lambda: None
+        self._put_off = 0
+        """Counts what was put off and given up: work for an earlier one finds that it is out of date."""
+        module.faults.on_remove = lambda number: schedule.post(lambda: self._fault_removed(number))
 
     def attach(self, transport: Transport) -> None:
         self._transport = transport
@@ -70,6 +74,10 @@ class VirtioNsm:
         answered = False
         # The bound is that of one round of the ring: more can only come from another CPU, which will kick.
         for _ in range(ring.available() // 2):
+            if self._first is None and self._schedule.stopping:
+                # One request, one stop: the next is not even heard of until the guest goes on.
+                self._wait(0)
+                break
             request, answer = ring.pop(), ring.pop()
             if request is None or answer is None:
                 break
@@ -98,22 +106,32 @@ class VirtioNsm:
         # One byte more than is legal tells the module that the request is too large.
         self._first = self.module.receive(request.read(REQUEST_LIMIT + 1))
         delay_ns = self._first.effects.delay_ns
-        self._waiting = delay_ns > 0 or self._schedule.stopping
-        if not self._waiting:
+        if not delay_ns and not self._schedule.stopping:
             return True
-        assert self._transport is not None
-        generation = self._transport.generation
-        if delay_ns:
-            self._schedule.post_in(delay_ns, lambda: self._go_on(generation))
-        else:
-            self._schedule.post(lambda: self._go_on(generation))
+        self._wait(delay_ns)
         return False
 
-    def _go_on(self, generation: int) -> None:
-        """Answer what was put off, unless the driver has started again since."""
-        if self._transport is not None and self._transport.generation == generation:
+    def _wait(self, delay_ns: int) -> None:
+        """Go on in so much guest time, at the earliest when the guest runs."""
+        self._waiting = True
+        self._put_off += 1
+        ticket = self._put_off
+        if delay_ns:
+            self._cancel = self._schedule.post_in(delay_ns, lambda: self._go_on(ticket))
+        else:
+            self._schedule.post(lambda: self._go_on(ticket))
+
+    def _go_on(self, ticket: int) -> None:
+        """Answer what was put off, unless that was done or given up since."""
+        if self._waiting and ticket == self._put_off and self._transport is not None:
             self._waiting = False
+            self._cancel()
             self._transport.service(lambda: self.notify(0))
+
+    def _fault_removed(self, number: int) -> None:
+        """Who takes a delay away does not want to wait for it."""
+        if self._first is not None and number in self._first.effects.delayed_by:
+            self._go_on(self._put_off)
 
     def _answer(self, ring: SplitQueue, request: Chain, answer: Chain) -> bool:
         """Answer the first request; False when a fault has it dropped, and its chains never come back."""
@@ -135,6 +153,7 @@ class VirtioNsm:
         self._queue = None
         self._first = None
         self._waiting = False
+        self._cancel()
 
     def save(self) -> ModuleState:
         return self.module.save()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enclavedbg.nsm.forge.catalogue import FORGERIES, Forgery, forge
+from enclavedbg.nsm.forge.catalogue import FORGERIES, GENUINE, Forgery, forge
 from enclavedbg.nsm.forge.original import Claims, Original
 
-__all__ = ["FORGERIES", "Claims", "Forgery", "Original", "forge"]
+__all__ = ["FORGERIES", "GENUINE", "Claims", "Forgery", "Original", "forge"]

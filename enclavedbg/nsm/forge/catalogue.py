@@ -1,7 +1,7 @@
 """The catalogue of forgeries: each is a function that makes one, with what is wrong and the check that must see it.
 
-All but those about signatures are signed by a leaf under the development root, so a verifier that trusts this root must
-find the fault itself.
+Unless the fault lies in root, chain or signature, each is correctly signed under the development root, so a verifier
+that trusts this root must find the fault itself.
 """
 
 from __future__ import annotations
@@ -15,12 +15,23 @@ from typing import Any
 import cbor2
 
 from enclavedbg.nsm.certificates import LEVELS
-from enclavedbg.nsm.document import CERTIFICATE_LIMIT, FIELD_LIMIT, PROTECTED, envelope
+from enclavedbg.nsm.document import (
+    CERTIFICATE_LIMIT,
+    COSE_SIGN1_TAG,
+    FIELD_LIMIT,
+    PROTECTED,
+    envelope,
+    indefinite,
+)
 from enclavedbg.nsm.findings import Check
 from enclavedbg.nsm.forge.original import Claims, Original, changed
 from enclavedbg.nsm.pcr import DEBUG_ZEROED, ZERO, identity_registers
 
 Maker = Callable[[Original], bytes]
+
+_ECDSA_SHA256 = bytes.fromhex("06082a8648ce3d040302")
+_ECDSA_SHA384 = bytes.fromhex("06082a8648ce3d040303")
+"""Object identifiers in DER (RFC 5758)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +44,49 @@ class Forgery:
     document: bytes
 
 
-FORGERIES: dict[str, tuple[str, Check, Maker]] = {}
-"""By name: what is wrong, the check that must fail, and the maker."""
+GENUINE: dict[str, tuple[str, Maker]] = {
+    "genuine": ("a document as modules made it until 2024", lambda original: original.document()),
+    "genuine-indefinite": (
+        "a document as modules make it now: the payload's map is of indefinite length",
+        lambda original: original.sign(indefinite(cbor2.dumps(original.fields()))),
+    ),
+    "genuine-tagged": (
+        "with tag 18, as AWS's guide has it",
+        lambda original: bytes([0xC0 | COSE_SIGN1_TAG]) + original.document(),
+    ),
+    "genuine-absent": (
+        "optional fields that are null are absent instead, as AWS's guide has it",
+        lambda original: original.sign(cbor2.dumps({k: v for k, v in original.fields().items() if v is not None})),
+    ),
+}
+"""What must be accepted, since a verifier that refuses everything passes no test: what each is, and its maker."""
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to make a forgery; `published` tells whether AWS publishes the rule that it breaks.
+
+    A verifier that keeps to what is published may take the others, which go against what all real documents have.
+    """
+
+    wrong: str
+    check: Check
+    make: Maker
+    published: bool
+
+
+FORGERIES: dict[str, Recipe] = {}
+"""The recipes by name."""
 
 
 def forge(original: Original) -> Iterator[Forgery]:
     """Every forgery of the catalogue, one after the other."""
-    for name, (wrong, check, make) in FORGERIES.items():
-        yield Forgery(name, wrong, check, make(original))
+    for name, recipe in FORGERIES.items():
+        yield Forgery(name, recipe.wrong, recipe.check, recipe.make(original))
 
 
-def _forgery(name: str, wrong: str, check: Check) -> Callable[[Maker], Maker]:
+def _forgery(name: str, wrong: str, check: Check, *, published: bool = True) -> Callable[[Maker], Maker]:
     def register(make: Maker) -> Maker:
-        FORGERIES[name] = (wrong, check, make)
+        FORGERIES[name] = Recipe(wrong, check, make, published)
         return make
 
     return register
@@ -65,6 +106,14 @@ def _expired_leaf(original: Original) -> bytes:
 def _early_leaf(original: Original) -> bytes:
     chain = original.make_chain()
     chain[-1] = original.issue(LEVELS[-1], issuer=chain[-2], at=original.claims.at + timedelta(hours=1))
+    return original.document(chain)
+
+
+@_forgery("expired-intermediate", "the leaf's issuer expired an hour before the document's time", Check.VALIDITY)
+def _expired_intermediate(original: Original) -> bytes:
+    chain = original.make_chain()
+    earlier = original.claims.at - timedelta(hours=25)
+    chain[3] = original.issue(LEVELS[3], issuer=chain[2], at=earlier, key=chain[3].key)
     return original.document(chain)
 
 
@@ -107,6 +156,11 @@ def _path_too_long(original: Original) -> bytes:
     return original.document(original.make_chain(spoil={"regional": changed(path_length=0)}))
 
 
+@_forgery("unknown-extension", "the leaf certificate has a critical extension that nobody knows", Check.CONSTRAINTS)
+def _unknown_extension(original: Original) -> bytes:
+    return original.document(original.make_chain(spoil={"leaf": changed(unknown_critical=True)}))
+
+
 @_forgery("ca-leaf", "the certificate that signs the document is a CA's", Check.CONSTRAINTS)
 def _ca_leaf(original: Original) -> bytes:
     return original.document(original.make_chain(spoil={"leaf": changed(ca=True)}))
@@ -117,6 +171,14 @@ def _damaged_certificate(original: Original) -> bytes:
     leaf = bytearray(original.chain[-1].der)
     leaf[-1] ^= 1
     return original.document(certificate=bytes(leaf))
+
+
+@_forgery(
+    "certificate-algorithm", "the leaf's outer signature algorithm says SHA-256, the inner SHA-384", Check.CERTIFICATES
+)
+def _certificate_algorithm(original: Original) -> bytes:
+    head, _, tail = original.chain[-1].der.rpartition(_ECDSA_SHA384)
+    return original.document(certificate=head + _ECDSA_SHA256 + tail)
 
 
 # ---- signature and header ----
@@ -210,7 +272,9 @@ def _debug_pcrs(original: Original) -> bytes:
     return original.document(pcrs=dict(original.claims.pcrs) | dict.fromkeys(DEBUG_ZEROED, ZERO))
 
 
-@_forgery("other-instance", "PCR4 measures another instance than the module id names", Check.MODULE_ID)
+@_forgery(
+    "other-instance", "PCR4 measures another instance than the module id names", Check.MODULE_ID, published=False
+)
 def _other_instance(original: Original) -> bytes:
     other = identity_registers(instance_id="i-0fedcba9876543210")
     return original.document(pcrs=dict(original.claims.pcrs) | other)
@@ -228,7 +292,14 @@ def _no_nonce(original: Original) -> bytes:
 
 @_forgery("wrong-user-data", "a genuine document with other user data", Check.USER_DATA)
 def _wrong_user_data(original: Original) -> bytes:
-    return original.document(user_data=b"something else")
+    return original.document(user_data=hashlib.sha256(original.claims.user_data or b"").digest())
+
+
+@_forgery(
+    "missing-pcr0", "the registers begin with PCR1: nothing says which image ran", Check.DEBUG_MODE, published=False
+)
+def _missing_pcr0(original: Original) -> bytes:
+    return original.document(pcrs={i: value for i, value in original.claims.pcrs.items() if i != 0})
 
 
 # ---- fields of the wrong size, type or number ----
@@ -236,12 +307,12 @@ def _wrong_user_data(original: Original) -> bytes:
 
 def _field(name: str, wrong: str, **changes: Any) -> None:
     """A document with other fields, correctly signed."""
-    FORGERIES[name] = (wrong, Check.FIELDS, lambda original: original.document(**changes))
+    _forgery(name, wrong, Check.FIELDS)(lambda original: original.document(**changes))
 
 
 def _missing(name: str) -> None:
-    wrong = f"the field {name} is missing"
-    FORGERIES[f"missing-{name.replace('_', '-')}"] = (wrong, Check.FIELDS, lambda original: original.without(name))
+    register = _forgery(f"missing-{name.replace('_', '-')}", f"the field {name} is missing", Check.FIELDS)
+    register(lambda original: original.without(name))
 
 
 _field("empty-module-id", "the module id is an empty text", module_id="")

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import cbor2
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from enclavedbg.nsm.authority import Authority
 from enclavedbg.nsm.certificates import LEAF, LEVELS, Level, Link, issue, private_key, random_serial
@@ -56,8 +57,15 @@ class Original:
             links.append(self.issue(spoiled, issuer=links[-1], at=at))
         return links
 
-    def issue(self, level: Level, *, issuer: Link | None, at: datetime | None = None) -> Link:
-        """One more certificate, for a key of its own."""
+    def issue(
+        self,
+        level: Level,
+        *,
+        issuer: Link | None,
+        at: datetime | None = None,
+        key: ec.EllipticCurvePrivateKey | None = None,
+    ) -> Link:
+        """One more certificate, for a key of its own unless one is given."""
         instance = self.claims.module_id.partition("-enc")[0]
         identities = {"instance": instance, LEAF.name: self.claims.module_id}
         return issue(
@@ -66,7 +74,7 @@ class Original:
             identity=identities.get(level.name, self._random_bytes(8).hex()),
             serial=random_serial(self._random_bytes),
             now=at or self.claims.at,
-            key=private_key(self._random_bytes),
+            key=key or private_key(self._random_bytes),
             repeatable=self.root.repeatable,
         )
 

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from difflib import get_close_matches
 from enum import Enum
+from functools import lru_cache
 from operator import eq, ge, gt, le, lt
 from typing import Any
 
@@ -74,25 +75,33 @@ def parse_operator(text: str) -> Operator:
     return Operator(text, entry.name, entry.kind, entry.negated, if_exists, quantifier)
 
 
+@lru_cache(maxsize=1 << 16)
 def glob_matches(pattern: str, text: str) -> bool:
-    """`*` is any text and `?` one character. Takes at most the product of the lengths, whatever the pattern."""
-    at = in_text = 0
-    star: int | None = None
-    resume = 0
-    while in_text < len(text):
-        if at < len(pattern) and pattern[at] == "*":
-            star, resume = at, in_text
-            at += 1
-        elif at < len(pattern) and pattern[at] in ("?", text[in_text]):
-            at += 1
-            in_text += 1
-        elif star is not None:
-            # The last star takes one character more.
-            resume += 1
-            at, in_text = star + 1, resume
-        else:
+    """`*` is any text and `?` one character.
+
+    What stands between the stars is found from left to right, each piece at its first place, so a hostile pattern takes
+    no more steps than an honest one of its length. Findings ask the same again for each principal.
+    """
+    first, *others = _pieces(pattern)
+    match = first.match(text)
+    if match is None or not others:
+        return match is not None and match.end() == len(text)
+    at = match.end()
+    for piece in others[:-1]:
+        if (match := piece.search(text, at)) is None:
             return False
-    return not pattern[at:].strip("*")
+        at = match.end()
+    last = others[-1]
+    start = len(text) - len(pattern.rpartition("*")[2])
+    return start >= at and last.match(text, start) is not None
+
+
+@lru_cache(maxsize=1024)
+def _pieces(pattern: str) -> tuple[re.Pattern[str], ...]:
+    """Each has a fixed length."""
+    return tuple(
+        re.compile("".join("." if c == "?" else re.escape(c) for c in piece), re.DOTALL) for piece in pattern.split("*")
+    )
 
 
 def _nearest(name: str) -> str:

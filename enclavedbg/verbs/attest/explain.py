@@ -14,12 +14,21 @@ from enclavedbg.errors import NsmError
 from enclavedbg.nsm.authority import default_folder
 from enclavedbg.nsm.findings import Status
 from enclavedbg.nsm.record import report_record
-from enclavedbg.nsm.roots import AWS_ROOTS, ROOT_FILE_LIMIT, Root, development_root, root_from
+from enclavedbg.nsm.roots import AWS_ROOTS, ROOT_FILE_LIMIT, Root, development_root, roots_from
 from enclavedbg.nsm.tree import document_tree, safe, tree_lines
 from enclavedbg.nsm.verify import Report, verify
 from enclavedbg.options import UsageError
-from enclavedbg.verbs.attest.inputs import STDIN, parse_bytes, read_document, read_input
-from enclavedbg.verbs.eif.output import measuring_warnings, print_json, warn
+from enclavedbg.verbs.attest.inputs import (
+    STDIN,
+    authority,
+    expected_registers,
+    parse_bytes,
+    parse_seed,
+    parse_when,
+    read_document,
+    read_input,
+)
+from enclavedbg.verbs.eif.output import print_json, warn
 
 _COLOURS = {Status.PASS: "32", Status.FAIL: "1;31", Status.NOT_APPLICABLE: "2"}
 _NAME, _DIM = "36", "2"
@@ -40,9 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     trust = parser.add_argument_group("what to trust, and when")
     trust.add_argument(
         "--root", type=Path, action="append", metavar="FILE",
-        help="a root certificate to trust, PEM or DER, and no other; default: AWS's (commercial regions, GovCloud) "
+        help="root certificates to trust, PEM or DER, and no others; default: AWS's (commercial regions, GovCloud) "
         "and this user's development root",
     )  # fmt: skip
+    trust.add_argument(
+        "--seed", type=parse_seed, metavar="N", help="trust the root of runs with --seed N, and what --root names"
+    )
     trust.add_argument(
         "--at", type=parse_when, metavar="TIME",
         help="check certificates at this time, e.g. 2026-11-27T10:00:00Z, or `now`; default: the document's own time",
@@ -58,19 +70,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="everything as JSON")
 
 
-def parse_when(text: str) -> datetime:
-    """An aware datetime from ISO 8601 (UTC unless it says otherwise), or `now`."""
-    if text == "now":
-        return datetime.now(UTC)
-    try:
-        at = datetime.fromisoformat(text)
-        return at if at.tzinfo else at.replace(tzinfo=UTC)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no time; expected e.g. 2026-11-27T10:00:00Z, 2026-11-27 or now"
-        ) from None
-
-
 def parse_pcr(text: str) -> tuple[int, bytes]:
     """A register's index and value from `N=HEX`."""
     match = _PCR.fullmatch(text)
@@ -81,12 +80,12 @@ def parse_pcr(text: str) -> tuple[int, bytes]:
 
 def run(options: argparse.Namespace) -> int:
     """Print tree and checks; 0 when the document is valid, 1 when not, 2 when it is none."""
-    if options.document == STDIN and sys.stdin.isatty():
+    if options.document == STDIN and sys.stdin is not None and sys.stdin.isatty():
         raise UsageError("no document; name a file, or pipe one in (see enclavedbg attest explain --help)")
     values = {name: getattr(options, name) for name in ("nonce", "user_data", "public_key")}
     report = verify(
         read_document(options.document),
-        roots=_roots(options.root),
+        roots=_roots(options.root, options.seed),
         at=options.at,
         now=datetime.now(UTC),
         expect_pcrs=expected_registers(options.expect_pcr, options.expect_eif),
@@ -108,35 +107,19 @@ def run(options: argparse.Namespace) -> int:
     return 0 if report.valid else 1
 
 
-def _roots(given: Sequence[Path] | None) -> list[Root]:
-    if given:
-        return [root_from(read_input(path, limit=ROOT_FILE_LIMIT), str(path)) for path in given]
+def _roots(given: Sequence[Path] | None, seed: int | None) -> list[Root]:
+    if given or seed is not None:
+        files = {path: read_input(path, limit=ROOT_FILE_LIMIT) for path in given or ()}
+        roots = [root for path, data in files.items() for root in roots_from(data, str(path))]
+        if seed is not None:
+            roots.append(Root.of(authority(seed).root(), f"the root of runs with --seed {seed}"))
+        return roots
     try:
         development = development_root(default_folder(os.environ))
     except NsmError as error:
         warn([f"{error}. Documents of enclavedbg's own are not trusted"])
         development = None
     return [*AWS_ROOTS, *([development] if development else [])]
-
-
-def expected_registers(given: Sequence[tuple[int, bytes]], image: Path | None) -> dict[int, bytes]:
-    """The registers of an image, and those named one by one; raises UsageError when the two differ."""
-    expected: dict[int, bytes] = {}
-    if image is not None:
-        from enclavedbg.eif.measure import measure_file
-        from enclavedbg.eif.source import open_source
-        from enclavedbg.eif.walk import walk_eif
-
-        with open_source(image) as source:
-            walk = walk_eif(source)
-            measured = measure_file(source, walk)
-        warn(measuring_warnings(walk, measured))
-        expected |= measured.measurements.as_mapping()
-    for index, value in given:
-        if expected.get(index, value) != value:
-            raise UsageError(f"two values are expected of PCR{index}; name one")
-        expected[index] = value
-    return expected
 
 
 def _shows_lines() -> bool:
@@ -161,13 +144,4 @@ def lines(report: Report, *, coloured: bool = False, ascii_only: bool = False) -
         status = paint(_COLOURS[finding.status], f"{finding.status.value:4}")
         yield f"{status}  {finding.check.value:{width}}  {safe(finding.reason)}"
     yield ""
-    yield paint(_COLOURS[Status.PASS if report.valid else Status.FAIL], verdict(report))
-
-
-def verdict(report: Report) -> str:
-    """Valid or not, and why, in one line."""
-    if report.valid:
-        assert report.root is not None
-        return f"valid, under {report.root.name}"
-    failed = list(dict.fromkeys(finding.check.value for finding in report.failures))
-    return f"NOT VALID; failed checks: {', '.join(failed)}"
+    yield paint(_COLOURS[Status.PASS if report.valid else Status.FAIL], report.verdict)

@@ -11,31 +11,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from enclavedbg.cli import parse_seed
 from enclavedbg.errors import NsmError
 from enclavedbg.machine.clock import SEEDED_START, entropy_source
-from enclavedbg.nsm.forge import FORGERIES, Claims, Original
+from enclavedbg.nsm.findings import Check
+from enclavedbg.nsm.forge import FORGERIES, GENUINE, Claims, Original
 from enclavedbg.nsm.module import make_instance_id, make_module_id
 from enclavedbg.nsm.pcr import PCR_COUNT, ZERO, identity_registers
+from enclavedbg.nsm.roots import Root
+from enclavedbg.nsm.verify import verify
 from enclavedbg.options import UsageError
-from enclavedbg.verbs.attest.explain import expected_registers, parse_when
-from enclavedbg.verbs.attest.inputs import parse_bytes
-from enclavedbg.verbs.attest.root import authority
-
-GENUINE = "genuine"
-"""The document that a verifier must take: one that refuses everything passes no test."""
+from enclavedbg.verbs.attest.inputs import authority, expected_registers, parse_bytes, parse_seed, parse_when
+from enclavedbg.verbs.eif.text import count as counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """FOLDER, what the genuine document says, who signs, --only, --list."""
     parser.description = (
-        "Writes a folder of documents that a verifier must refuse, and a genuine one that it must accept, signed "
+        "Writes a folder of documents that a verifier must refuse, and some that it must accept, signed "
         "under the development root (root.pem): NAME.bin with NAME.json, which says what is wrong, which check must "
         "see it, and what the verifier is to be told to expect. Exit status: 0 written, 2 not."
     )
     parser.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help="made if need be; must hold nothing yet")
     parser.add_argument("--list", action="store_true", help="name the documents, and write nothing")
-    parser.add_argument("--only", action="append", metavar="NAME", help="this one and the genuine one; repeatable")
+    parser.add_argument("--only", action="append", metavar="NAME", help="this one and those to accept; repeatable")
     said = parser.add_argument_group("what the genuine document says")
     said.add_argument("--eif", type=Path, metavar="FILE", help="the PCRs of this image; default: made up")
     for name, default in (("nonce", "32 random bytes"), ("user-data", "a text"), ("public-key", "null")):
@@ -49,26 +47,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the folder, or list the names; 0."""
     if options.list:
-        width = max(map(len, FORGERIES))
-        print("\n".join(f"{name:{width}}  {wrong}" for name, (wrong, _, _) in FORGERIES.items()))
+        listed = {name: f"accept: {what}" for name, (what, _) in GENUINE.items()}
+        listed |= {name: f"refuse: {forgery.wrong}" for name, forgery in FORGERIES.items()}
+        width = max(map(len, listed))
+        print("\n".join(f"{name:{width}}  {text}" for name, text in listed.items()))
         return 0
     if options.folder is None:
         raise UsageError("no folder; expected: enclavedbg attest forge FOLDER")
     names = _chosen(options.only)
     random_bytes = entropy_source(options.seed, "forge")
     claims = _claims(options, random_bytes)
-    signer = authority(options.seed, ephemeral=options.ephemeral_authority)
-    original = Original(signer, claims, random_bytes)
+    signer = authority(options.seed, ephemeral=options.ephemeral_authority, at=claims.at)
+    makers = {name: make for name, (_, make) in GENUINE.items()} | {name: FORGERIES[name].make for name in names}
+    try:
+        original = Original(signer, claims, random_bytes)
+        _check(original)
+        documents = {name: make(original) for name, make in makers.items()}
+    except (ValueError, OverflowError):
+        raise UsageError(f"no certificates can be made for {claims.at:%Y-%m-%d}; name another time with --at") from None
     _make_folder(options.folder)
     try:
         (options.folder / "root.pem").write_bytes(_pem(original.root.der))
-        _write(options.folder, GENUINE, original.document(), manifest(claims, GENUINE))
-        for name in names:
-            _write(options.folder, name, FORGERIES[name][2](original), manifest(claims, name))
+        for name, document in documents.items():
+            _write(options.folder, name, document, manifest(claims, name))
     except OSError as error:
         raise NsmError(f"cannot write into {options.folder}: {error.strerror or error}") from error
-    print(f"{len(names)} documents to refuse and 1 to accept, with manifests and root.pem, in {options.folder}")
+    print(
+        f"{counted(len(names), 'document')} to refuse and {len(GENUINE)} to accept, with manifests and root.pem, "
+        f"in {options.folder}"
+    )
     return 0
+
+
+def _check(original: Original) -> None:
+    """What is to be accepted must be valid; with too long a nonce, say, it is not."""
+    report = verify(original.document(), roots=[Root.of(original.root.der)])
+    for failure in report.failures:
+        cure = "; --ephemeral-authority makes a root for that time" if failure.check is Check.VALIDITY else ""
+        raise UsageError(f"a document like that would not be valid itself: {failure.reason}{cure}")
 
 
 def _chosen(only: Sequence[str] | None) -> list[str]:
@@ -99,12 +115,13 @@ def _claims(options: argparse.Namespace, random_bytes: Callable[[int], bytes]) -
 
 def manifest(claims: Claims, name: str) -> dict[str, Any]:
     """What a test of a verifier needs to know of a document. `at` is when certificates are to be checked."""
-    wrong, check, _ = FORGERIES[name] if name != GENUINE else (None, None, None)
+    forgery = FORGERIES.get(name)
     return {
         "document": f"{name}.bin",
-        "verdict": "accept" if wrong is None else "refuse",
-        "wrong": wrong,
-        "check": None if check is None else {"id": check.name.lower(), "title": check.value},
+        "verdict": "accept" if forgery is None else "refuse",
+        "what": GENUINE[name][0] if forgery is None else forgery.wrong,
+        "check": None if forgery is None else {"id": forgery.check.name.lower(), "title": forgery.check.value},
+        "basis": None if forgery is None else "published" if forgery.published else "observed",
         "root": "root.pem",
         "at": claims.at.isoformat(),
         "expect": {

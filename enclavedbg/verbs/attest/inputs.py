@@ -1,12 +1,21 @@
-"""What the verbs on documents read: files or standard input, bounded, with errors in one line."""
+"""What the verbs on documents have in common: files and standard input, values on the command line, who signs."""
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from enclavedbg.errors import NsmError
+from enclavedbg.machine.clock import Clock, entropy_source
+from enclavedbg.nsm.authority import Authority, default_folder
 from enclavedbg.nsm.encoding import document_bytes, value_bytes
+from enclavedbg.options import UsageError
+from enclavedbg.units import seed
+from enclavedbg.verbs.eif.output import measuring_warnings, warn
 
 DOCUMENT_FILE_LIMIT = 1 << 20
 """A document has at most 12 KiB; base64 with line ends, or hex, no more than three times that."""
@@ -17,12 +26,16 @@ STDIN = Path("-")
 def read_input(path: Path, *, limit: int) -> bytes:
     """A file's content, or standard input's for `-`; raises NsmError when there is none or more than `limit` bytes."""
     name = "standard input" if path == STDIN else str(path)
+    if path == STDIN and sys.stdin is None:
+        raise NsmError("cannot read standard input: it is closed; name a file instead")
     try:
         if path == STDIN:
             data = sys.stdin.buffer.read(limit + 1)
         else:
             with path.open("rb") as file:
                 data = file.read(limit + 1)
+    except FileNotFoundError as error:
+        raise NsmError(f"cannot read {name}: there is no such file; check the name (- is standard input)") from error
     except OSError as error:
         raise NsmError(f"cannot read {name}: {error.strerror or error}") from error
     if len(data) > limit:
@@ -46,3 +59,55 @@ def parse_bytes(text: str) -> bytes:
     if text.startswith("@"):
         return read_input(Path(text[1:]), limit=DOCUMENT_FILE_LIMIT)
     return value_bytes(text)
+
+
+def parse_seed(text: str) -> int:
+    """For argparse: a number to repeat by."""
+    try:
+        return seed(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def parse_when(text: str) -> datetime:
+    """For argparse: a time in UTC from ISO 8601 (in UTC unless it says otherwise), or `now`."""
+    if text == "now":
+        return datetime.now(UTC)
+    try:
+        at = datetime.fromisoformat(text)
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time; expected e.g. 2026-11-27T10:00:00Z, 2026-11-27 or now"
+        ) from None
+
+
+def expected_registers(given: Sequence[tuple[int, bytes]], image: Path | None) -> dict[int, bytes]:
+    """The registers of an image, and those named one by one; raises UsageError when the two differ."""
+    expected: dict[int, bytes] = {}
+    if image is not None:
+        from enclavedbg.eif.measure import measure_file
+        from enclavedbg.eif.source import open_source
+        from enclavedbg.eif.walk import walk_eif
+
+        with open_source(image) as source:
+            walk = walk_eif(source)
+            measured = measure_file(source, walk)
+        warn(measuring_warnings(walk, measured))
+        expected |= measured.measurements.as_mapping()
+    for index, value in given:
+        if expected.get(index, value) != value:
+            raise UsageError(f"two values are expected of PCR{index}; name one")
+        expected[index] = value
+    return expected
+
+
+def authority(number: int | None, *, ephemeral: bool = False, at: datetime | None = None) -> Authority:
+    """The authority of a seed, one for this process alone (made `at` a time), or the one that this user keeps."""
+    from enclavedbg.machine.enclave import seeded_authority
+
+    if number is not None:
+        return seeded_authority(number)
+    if ephemeral:
+        return Authority(None, now=lambda: at or datetime.now(UTC), random_bytes=entropy_source())
+    return Authority(default_folder(os.environ), now=Clock().host_now, random_bytes=entropy_source())

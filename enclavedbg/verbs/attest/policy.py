@@ -11,7 +11,6 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from enclavedbg.errors import NsmError
-from enclavedbg.nsm.certificates import READ_ERRORS, quietly
 from enclavedbg.nsm.document import DecodedDocument
 from enclavedbg.nsm.keypolicy import (
     RECIPIENT_ACTIONS,
@@ -26,6 +25,7 @@ from enclavedbg.nsm.keypolicy import (
     parse_policy,
 )
 from enclavedbg.nsm.reading import decode_document
+from enclavedbg.nsm.x509read import READ_ERRORS, quietly
 from enclavedbg.options import UsageError
 from enclavedbg.verbs.attest.inputs import STDIN, read_document, read_input
 from enclavedbg.verbs.eif.output import safe

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
-from enclavedbg.cli import parse_seed
 from enclavedbg.errors import MachineError
-from enclavedbg.machine.clock import Clock, entropy_source
-from enclavedbg.nsm.authority import Authority, default_folder
+from enclavedbg.verbs.attest.inputs import authority, parse_seed
 from enclavedbg.verbs.eif.output import warn
 
 
@@ -37,13 +34,3 @@ def run(options: argparse.Namespace) -> int:
     sys.stdout.buffer.write(certificate.public_bytes(Encoding.DER if options.der else Encoding.PEM))
     sys.stdout.flush()
     return 0
-
-
-def authority(seed: int | None, *, ephemeral: bool = False) -> Authority:
-    """The authority of a seed, one for this process alone, or the one that this user keeps."""
-    from enclavedbg.machine.enclave import seeded_authority
-
-    if seed is not None:
-        return seeded_authority(seed)
-    folder = None if ephemeral else default_folder(os.environ)
-    return Authority(folder, now=Clock().host_now, random_bytes=entropy_source())

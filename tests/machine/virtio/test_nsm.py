@@ -46,8 +46,15 @@ class Schedule:
     def post(self, work: Callable[[], None]) -> None:
         self.works.append((0, work))
 
-    def post_in(self, delay_ns: int, work: Callable[[], None]) -> None:
-        self.works.append((delay_ns, work))
+    def post_in(self, delay_ns: int, work: Callable[[], None]) -> Callable[[], None]:
+        entry = (delay_ns, work)
+        self.works.append(entry)
+
+        def cancel() -> None:
+            if entry in self.works:
+                self.works.remove(entry)
+
+        return cancel
 
     def run(self) -> list[int]:
         """Do all, and return the delays."""
@@ -326,6 +333,27 @@ def test_a_delayed_answer_comes_when_it_is_due() -> None:
     assert [e.kind for e in guest.events].count("nsm.request") == 2  # type: ignore[attr-defined]
 
 
+def test_taking_a_delay_away_lets_go_of_what_it_holds() -> None:
+    guest = Guest(size=16)
+    held, other = map(guest.module.faults.add, map(parse_fault, ("LockPCR#1 delay 2h", "LockPCR drop if index == 9")))
+    later = guest.module.faults.add(parse_fault("LockPCR#2 delay 3h"))
+    guest.begin(LockPCR(20))
+    guest.module.faults.remove(other)
+    (_, old_timer), (_, unrelated) = guest.schedule.works
+    unrelated()
+    assert guest.finished() is None, "another fault's going changes nothing"
+    guest.schedule.works.clear()
+    guest.module.faults.remove(held)
+    assert guest.schedule.run() == [0]
+    assert guest.finished() == "LockPCR"
+    guest.begin(LockPCR(21))
+    old_timer()
+    assert guest.finished() is None, "the first request's time is not the second's"
+    guest.module.faults.remove(later)
+    guest.schedule.run()
+    assert guest.finished() == "LockPCR"
+
+
 def test_requests_behind_a_delayed_one_wait_for_it() -> None:
     guest = Guest(size=16)
     guest.module.faults.add(parse_fault("LockPCR#1 delay 2s"))
@@ -373,10 +401,34 @@ def test_a_request_that_is_put_off_is_in_a_saved_state() -> None:
     assert other.queue.written(other.queue.take_all()[1]) == b"gLockPCR"
 
 
+def test_a_guest_that_resets_again_and_again_leaves_nothing_behind() -> None:
+    guest = Guest()
+    guest.module.faults.add(parse_fault("LockPCR delay 24h"))
+    for _ in range(50):
+        guest.begin(LockPCR(20))
+        guest.probe()
+    assert guest.schedule.works == []
+
+
+def test_while_a_stop_is_coming_the_next_request_is_not_heard_of() -> None:
+    guest = Guest(size=16)
+    guest.begin(LockPCR(20))
+    guest.queue.take_all()
+    guest.events.clear()
+    guest.schedule.stopping = True
+    guest.begin(LockPCR(21))
+    guest.begin(LockPCR(22))
+    assert guest.events == []
+    guest.schedule.stopping = False
+    guest.schedule.run()
+    assert len(guest.queue.take_all()) == 4
+
+
 @pytest.mark.parametrize("put_off", ["delay", "stop"])
 def test_what_was_put_off_does_not_outlast_a_reset(put_off: str) -> None:
     guest = Guest()
-    guest.module.faults.add(parse_fault("LockPCR#1 delay 2s"))
+    if put_off == "delay":
+        guest.module.faults.add(parse_fault("LockPCR#1 delay 2s"))
     guest.schedule.stopping = put_off == "stop"
     guest.begin(LockPCR(20))
     guest.schedule.stopping = False

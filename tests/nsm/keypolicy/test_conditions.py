@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
+import json
+import re
 from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from enclavedbg.nsm.keypolicy import evaluate, parse_policy
 from enclavedbg.nsm.keypolicy.conditions import ConditionResult, judge_condition
 from enclavedbg.nsm.keypolicy.operators import glob_matches, parse_operator
 from enclavedbg.nsm.keypolicy.parse import Condition
@@ -360,3 +363,27 @@ def test_any_condition(
     # A negated operator says the opposite of its own, as long as the key is there and has one value.
     if "Not" in name and not prefix and found and len(found) == 1 and key == "a:key":
         assert judge(operator.replace("Not", ""), wanted, found).truth is ~result.truth
+
+
+GLOBS = st.text("ab*?", max_size=7)
+
+
+@given(GLOBS, st.text("ab\n", max_size=8))
+def test_stars_and_question_marks(pattern: str, text: str) -> None:
+    wanted = "".join({"*": ".*", "?": "."}.get(c, re.escape(c)) for c in pattern)
+    assert glob_matches(pattern, text) == (re.fullmatch(wanted, text, re.DOTALL) is not None)
+
+
+def test_a_pattern_is_compared_once_for_all_principals() -> None:
+    """Each of 900 principals against each of 290 patterns took a minute."""
+    condition = {"StringLike": {"kms:RecipientAttestation:ImageSha384": ["*" + "0" * 48 + "1"] * 290}}
+    statement = {
+        "Effect": "Allow",
+        "Principal": {"AWS": [f"{n:012d}" for n in range(900)]},
+        "Action": "kms:*",
+        "Resource": "*",
+        "Condition": condition,
+    }
+    glob_matches.cache_clear()
+    evaluate(parse_policy(json.dumps({"Statement": [statement]}, separators=(",", ":"))), {0: bytes(48)})
+    assert glob_matches.cache_info().misses < 100

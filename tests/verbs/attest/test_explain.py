@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from enclavedbg.cli import main
 from enclavedbg.demo import image_path
 from enclavedbg.eif import measure, read_eif
+from enclavedbg.machine.clock import SEEDED_START
+from enclavedbg.machine.enclave import seeded_authority
 from enclavedbg.nsm.authority import Authority, default_folder
 from tests.nsm.real import DEBUG_2024, SIGNED_2022
 from tests.nsm.support import PCR0, START, entropy, make_module, shared_authority
@@ -80,6 +82,14 @@ def test_expectations(ours: list[str], capsys: pytest.CaptureFixture[str]) -> No
     assert out.endswith("\nNOT VALID; failed checks: expected PCRs, expected nonce\n")
 
 
+def test_a_value_that_is_no_text_is_the_bytes_that_were_typed(ours: list[str], tmp_path: Path) -> None:
+    document = write(tmp_path, make_module().attest(nonce=b"\xff\x00\xfe"), "bytes.bin")
+    assert main(["attest", "explain", document, *ours[1:], "--nonce", "hex:ff00fe"]) == 0
+    document = write(tmp_path, make_module().attest(nonce=b"\xff"), "byte.bin")
+    assert main(["attest", "explain", document, *ours[1:], "--nonce", "\udcff"]) == 0
+    assert main(["attest", "explain", document, *ours[1:], "--nonce", "\ud800"]) == 2
+
+
 def test_values_from_files(ours: list[str], tmp_path: Path) -> None:
     assert main(["attest", "explain", *ours, "--nonce", "@" + write(tmp_path, b"a nonce", "nonce")]) == 0
 
@@ -101,6 +111,23 @@ def test_only_the_roots_given_are_trusted(ours: list[str], tmp_path: Path, capsy
     assert main(["attest", "explain", write(tmp_path, SIGNED_2022, "ec2"), *root]) == 1
     pem = x509.load_der_x509_certificate(shared_authority().root()).public_bytes(Encoding.PEM)
     assert main(["attest", "explain", document, "--root", write(tmp_path, pem, "root.pem")]) == 0
+
+
+def test_a_bundle_of_roots_and_the_root_of_a_seed(tmp_path: Path) -> None:
+    bundle = b"".join(
+        x509.load_der_x509_certificate(authority.root()).public_bytes(Encoding.PEM)
+        for authority in (Authority(None, now=lambda: START, random_bytes=entropy(6)), shared_authority())
+    )
+    path = write(tmp_path, make_module().attest())
+    assert main(["attest", "explain", path, "--root", write(tmp_path, bundle, "roots.pem")]) == 0
+    seeded = make_module(authority=seeded_authority(7), now=lambda: SEEDED_START).attest()
+    assert main(["attest", "explain", write(tmp_path, seeded, "seeded"), "--seed", "7"]) == 0
+    assert main(["attest", "explain", write(tmp_path, seeded, "seeded"), "--seed", "8"]) == 1
+
+
+def test_a_root_of_ours_that_is_not_trusted_is_named(ours: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["attest", "explain", ours[0]]) == 1
+    assert "it is one of enclavedbg's own: of a run with --seed" in capsys.readouterr().out
 
 
 def test_the_development_root_is_trusted_where_one_is_kept(tmp_path: Path, state: Path) -> None:
@@ -162,6 +189,8 @@ def test_json_of_what_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixtu
         ["--root", "no-such-file"],
         ["--expect-eif", "no-such-file"],
         ["--at", "soon"],
+        ["--at", "9999-12-31T23:59:59-01:00"],
+        ["--at", "0001-01-01T00:00:00+01:00"],
         ["--expect-pcr", "0=12"],
         ["--expect-pcr", f"32={'00' * 48}"],
         ["--nonce", "hex:1"],
