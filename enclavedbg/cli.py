@@ -164,7 +164,8 @@ class _HelpNsm(argparse.Action):
 
 class _Parser(Parser):
     def error(self, message: str) -> NoReturn:
-        more = next((word for word in re.findall("--[a-z-]+", message) if word in HELP_NSM), None)
+        listed = re.findall(r"^  (--[a-z-]+)", HELP_NSM, re.MULTILINE)
+        more = any(word in listed for word in re.findall("--[a-z-]+", message))
         raise UsageError(f"{message} (see enclavedbg {'--help-nsm' if more else '--help'})")
 
     def format_help(self) -> str:

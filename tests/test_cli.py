@@ -210,6 +210,13 @@ def test_what_the_secure_module_is_not_told(option: str, value: str, message: st
     assert "\n" not in str(caught.value)
 
 
+def test_the_help_that_is_named_has_the_option() -> None:
+    with pytest.raises(UsageError, match=r"\(see enclavedbg --help\)"):
+        parse(["--eif"])
+    with pytest.raises(UsageError, match=r"\(see enclavedbg --help-nsm\)"):
+        parse(["--role-arn"])
+
+
 def test_one_authority_for_a_run() -> None:
     assert parse(["demo", "--ephemeral-authority"]).ephemeral_authority
     with pytest.raises(UsageError, match="leave out --ephemeral-authority"):

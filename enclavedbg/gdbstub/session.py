@@ -18,7 +18,6 @@ from enclavedbg.gdbstub.framing import PACKET_SIZE, BadPacket, Decoder, Packet, 
 from enclavedbg.gdbstub.packets import Request
 from enclavedbg.gdbstub.parser import parse
 from enclavedbg.gdbstub.target import Verdict
-from enclavedbg.machine.cpu.engine import Caught
 
 log = logging.getLogger(__name__)
 wire = logging.getLogger("enclavedbg.gdbstub.packets")
@@ -239,9 +238,9 @@ class Session:
         self.state = State.READY
         if (verdict := running.verdict_of(self.client)) is not None:
             self._tell(verdict)
-        elif isinstance(reason := self.client.target.stop_reason, Caught):
+        elif (caught := self.client.target.caught) is not None:
             # The protocol has no word for it: to GDB it is a SIGTRAP.
-            self._console(f"enclavedbg: {reason.words}\n")
+            self._console(f"enclavedbg: {caught.words}\n")
         self._reply(running.stop_reply(self.client))
 
     def _finish(self, verdict: Verdict) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from enclavedbg.machine.cpu.engine import StopReason, Watchpoint
+from enclavedbg.machine.cpu.engine import Caught, StopReason, Watchpoint
 from enclavedbg.machine.cpu.state import CpuState
 from enclavedbg.machine.events import Record
 from enclavedbg.machine.paging import Translation
@@ -40,6 +40,11 @@ class DebugTarget(Protocol):
     @property
     def stop_reason(self) -> StopReason | None:
         """Why the machine stands still; None while it runs, and when it has not run yet."""
+        ...
+
+    @property
+    def caught(self) -> Caught | None:
+        """What catchpoints had to do with the last stop, whatever else was its reason."""
         ...
 
     @property

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from typing import TypeVar
 
 from enclavedbg.errors import GuestFault, MachineError
-from enclavedbg.machine.cpu.engine import StopReason, Watchpoint
+from enclavedbg.machine.cpu.engine import Caught, StopReason, Watchpoint
 from enclavedbg.machine.cpu.state import CpuState
 from enclavedbg.machine.memory import GuestMemory
 from enclavedbg.machine.paging import Translation, translate
@@ -56,6 +56,11 @@ class DebugTarget:
     @property
     def stop_reason(self) -> StopReason | None:
         return self._vcpu.stop_reason
+
+    @property
+    def caught(self) -> Caught | None:
+        """What catchpoints had to do with the last stop."""
+        return self._vcpu.caught
 
     def hold(self, owner: str) -> None:
         """While somebody holds it, the machine stops before it ends, so that the end can be looked at."""

@@ -105,6 +105,8 @@ class VirtualCpu:
         """How often the guest was let go: what was read of it in an earlier run is out of date."""
         self.state = RunState.STOPPED
         self.stop_reason: StopReason | None = None
+        self.caught: Caught | None = None
+        """What catchpoints had to do with the last stop, whatever else was its reason."""
         self.verdict: Verdict | None = None
         self._thread = threading.Thread(target=self._main, name="enclavedbg-vcpu", daemon=True)
 
@@ -288,6 +290,8 @@ class VirtualCpu:
         stop = self.engine.step()
         while stop == Halted(interruptible=True) and not self._stop_wanted and not self._decide():
             self._do_work()
+            if self._stop_wanted:
+                return Interrupted()
             self._board.pit.tick()
             self._idle()
             stop = self.engine.step()
@@ -368,8 +372,9 @@ class VirtualCpu:
         words = self._ending.line if self._ending else self._words(reason)
         if caught is not None and self._ending is None:
             # A breakpoint may lie just there: then the stop is for both.
-            asked_for = isinstance(reason, Interrupted | StepDone)
+            asked_for = isinstance(reason, Interrupted | StepDone | Halted)
             stop, words = (caught, caught.words) if asked_for else (reason, f"{words}; {caught.words}")
+        self.caught = caught
         self._publish_stop(stop, words, rip)
 
     def _fatal(self, reason: CpuStop, rip: int) -> Verdict | None:

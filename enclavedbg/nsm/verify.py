@@ -76,8 +76,13 @@ class Report:
     @property
     def valid(self) -> bool:
         """Whether the document may be believed: no check failed, and those that trust rests on were made."""
+        return not self.failures and not self._unmade
+
+    @property
+    def _unmade(self) -> list[Check]:
+        """What trust rests on and was not found to hold."""
         passed = {finding.check for finding in self.findings if finding.status is Status.PASS}
-        return not self.failures and passed >= _ESSENTIAL
+        return [check for check in Check if check in _ESSENTIAL - passed]
 
     @property
     def readable(self) -> bool:
@@ -94,7 +99,7 @@ class Report:
         """Valid or not, and why, in one line."""
         if self.valid and self.root is not None:
             return f"valid, under {self.root.name}"
-        failed = dict.fromkeys(failure.check.value for failure in self.failures)
+        failed = dict.fromkeys(check.value for check in (*(f.check for f in self.failures), *self._unmade))
         return f"NOT VALID; failed checks: {', '.join(failed)}"
 
     @property
@@ -102,6 +107,8 @@ class Report:
         """The document if it is valid; raises DocumentError with the first failure."""
         for failure in self.failures:
             raise DocumentError(failure.check, f"{failure.check.value}: {failure.reason}")
+        for check in self._unmade:
+            raise DocumentError(check, f"{check.value}: not checked")
         return self.reading.document()
 
 

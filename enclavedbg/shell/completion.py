@@ -33,7 +33,8 @@ class ShellCompleter(Completer):
             command = self._table.find(first)
         except CommandError:
             return
-        *before_it, word = rest.split(" ")
+        word = rest.split(" ")[-1]
+        before_it = rest.removesuffix(word).split()
         places = command.completes.split(" ")
         for candidate in self._candidates(places[min(len(before_it), len(places) - 1)], word):
             yield Completion(candidate, -len(word))

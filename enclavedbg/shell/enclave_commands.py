@@ -85,8 +85,9 @@ async def _send(session: Session, port: int, line: str) -> Text:
     session.require_alive()
     if not session.target.running:
         raise CommandError(f"the enclave is stopped, and port {port} cannot answer; continue first")
+    sent = value_bytes(line) if line.startswith(_BYTES) else line.encode() + b"\n"
     received = bytearray()
-    answer = asyncio.create_task(_exchange(session, port, line, received))
+    answer = asyncio.create_task(_exchange(session, port, sent, received))
     try:
         with session.stops() as stopped:
             either: set[asyncio.Future[Any]] = {answer, stopped}
@@ -107,10 +108,10 @@ async def _send(session: Session, port: int, line: str) -> Text:
     return lines(f"The machine stopped before port {port} answered; its answer comes when it goes on.", "dim")
 
 
-async def _exchange(session: Session, port: int, line: str, answer: bytearray) -> None:
+async def _exchange(session: Session, port: int, sent: bytes, answer: bytearray) -> None:
     """Fill `answer` until the guest ends or pauses."""
     async with await session.enclave.vsock.connect(port, label="shell") as stream:
-        await stream.write(value_bytes(line) if line.startswith(_BYTES) else line.encode() + b"\n")
+        await stream.write(sent)
         answer += await stream.read()
         with suppress(TimeoutError):
             while len(answer) < ANSWER_LIMIT and (piece := await asyncio.wait_for(stream.read(), PAUSE_SECONDS)):

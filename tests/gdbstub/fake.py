@@ -9,10 +9,12 @@ from typing import ClassVar
 from enclavedbg.errors import GuestFault, MachineError
 from enclavedbg.machine.cpu.engine import (
     BreakpointHit,
+    Caught,
     CpuStop,
     Halted,
     Interrupted,
     StepDone,
+    StopReason,
     TripleFault,
     Watchpoint,
     WatchpointHit,
@@ -71,7 +73,8 @@ class FakeMachine:
         self.kernel_mapped = True
         self.cpu = long_mode_state()
         self.running = False
-        self.stop_reason: CpuStop | None = None
+        self.stop_reason: StopReason | None = None
+        self.caught: Caught | None = None
         self.verdict: FakeVerdict | None = None
         self.ended = False
         self.breakpoints: set[tuple[int, str]] = set()
@@ -117,7 +120,7 @@ class FakeMachine:
                 break
         self.stop_with(reason)
 
-    def stop_with(self, reason: CpuStop | None, verdict: FakeVerdict | None = None) -> None:
+    def stop_with(self, reason: StopReason | None, verdict: FakeVerdict | None = None) -> None:
         """Stop; with a verdict the machine is held at its end, and the next resume publishes it."""
         self.running = False
         if self.verdict is not None:

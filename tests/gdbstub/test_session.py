@@ -20,7 +20,15 @@ from enclavedbg.gdbstub.monitor import MonitorCommand
 from enclavedbg.gdbstub.parser import FORMS
 from enclavedbg.gdbstub.session import State
 from enclavedbg.gdbstub.targetxml import TARGET_XML
-from enclavedbg.machine.cpu.engine import Interrupted, StepDone, TripleFault, WatchKind, Watchpoint
+from enclavedbg.machine.cpu.engine import (
+    Caught,
+    Interrupted,
+    StepDone,
+    TripleFault,
+    WatchKind,
+    Watchpoint,
+    WatchpointHit,
+)
 from tests.gdbstub.fake import CODE, DATA, PAGE, TEXT, FakeMachine, FakeVerdict
 from tests.gdbstub.talk import GDB_13, GDB_16, LLDB, Talk, gdb, lldb
 
@@ -276,6 +284,19 @@ def test_watchpoints_say_what_was_touched(kind: int, watch: WatchKind, key: byte
     assert stop.endswith(b";%s:%x;" % (key, DATA))
     assert talk.ask(f"z{kind},{DATA:x},8") == b"OK"
     assert talk.machine.watchpoints == set()
+
+
+def test_a_catchpoint_is_named_whatever_else_stopped_the_machine() -> None:
+    talk = gdb()
+    talk.session.feed(encode(b"vCont;c"))
+    talk.machine.caught = Caught("catchpoint 1: LockPCR")
+    talk.machine.stop_with(Caught("catchpoint 1: LockPCR"))
+    text, stop = talk.take()
+    assert bytes.fromhex(text[1:].decode()) == b"enclavedbg: catchpoint 1: LockPCR\n"
+    assert stop.startswith(b"T05")
+    talk.session.feed(encode(b"vCont;c"))
+    talk.machine.stop_with(WatchpointHit(Watchpoint(DATA, 8, WatchKind.WRITE), DATA))
+    assert len(talk.take()) == 2, "beside a watchpoint too"
 
 
 def test_impossible_watchpoints_are_refused() -> None:

@@ -418,3 +418,15 @@ def test_a_breakpoint_at_the_place_of_a_catchpoint_stays_the_reason(machine: Scr
     machine.vcpu.resume()
     assert machine.stopped().reason == "breakpoint; one"
     assert machine.vcpu.stop_reason == BreakpointHit(0x1001)
+    assert machine.vcpu.caught == Caught("one")
+    machine.vcpu.step()
+    machine.stopped()
+    assert machine.vcpu.caught is None
+
+
+def test_a_catchpoint_while_a_step_waits_in_hlt(machine: ScriptedMachine) -> None:
+    machine.engine.steps.extend([IDLE] * 3)
+    machine.vcpu.post(lambda: machine.vcpu.post(lambda: machine.vcpu.catch("one")))
+    machine.vcpu.step()
+    assert machine.stopped().reason == "one"
+    assert machine.vcpu.stop_reason == Caught("one")

@@ -392,7 +392,11 @@ def test_a_check_that_was_left_out_is_no_reason_to_believe() -> None:
     report = report_of(DOCUMENT)
     for check in (Check.ROOT, Check.SIGNATURE, Check.VALIDITY):
         rest = tuple(finding for finding in report.findings if finding.check is not check)
-        assert not replace(report, findings=rest).valid
+        cut = replace(report, findings=rest)
+        assert not cut.valid
+        assert cut.verdict == f"NOT VALID; failed checks: {check.value}"
+        with pytest.raises(DocumentError, match="not checked"):
+            _ = cut.document
 
 
 def test_odd_bundles() -> None:

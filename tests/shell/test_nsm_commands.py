@@ -69,6 +69,10 @@ def test_the_shell_can_make_the_guest_ask(live: Live) -> None:
     assert " bytes, the first 64 of them:" in text
     assert "module_id" in text
     assert "user_data=none nonce=none public_key=none -> document=" in live.command("nsm 1")
+    before = len(live.enclave.events.history("vsock.connection"))
+    with pytest.raises(NsmError, match="expected pairs of hex digits"):
+        live.command("vsock send 5001 hex:0g")
+    assert len(live.enclave.events.history("vsock.connection")) == before, "the guest hears nothing of it"
 
 
 def test_a_request_that_a_fault_holds_is_let_go_with_it(live: Live) -> None:

@@ -274,6 +274,7 @@ def completions(live: Live, line: str) -> list[str]:
         ("fault Attestation d", {"delay", "drop"}),
         ("fault Attestation error InvalidI", {"InvalidIndex"}),
         ("catch n", {"nsm"}),
+        ("catch  n", {"nsm"}),
         ("catch nsm af", {"after"}),
         ("catch nsm after ExtendPCR i", {"if"}),
         ("nonsense x", set()),
