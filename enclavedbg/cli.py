@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from enclavedbg import __version__
 from enclavedbg.errors import EnclaveDbgError
-from enclavedbg.options import LOOPBACK, Address, Options, OutputError, UsageError
-from enclavedbg.units import seconds, seed
+from enclavedbg.options import LOOPBACK, Address, Options, OutputError, UsageError, parse_seed
+from enclavedbg.units import seconds
 from enclavedbg.verbs.table import Family, Parser
 
 if TYPE_CHECKING:
@@ -136,14 +136,6 @@ def parse_instance(text: str) -> str:
     if not _INSTANCE.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no instance id; expected i- and 17 (or 8) hex digits")
     return text
-
-
-def parse_seed(text: str) -> int:
-    """A number to repeat a run by."""
-    try:
-        return seed(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def parse_nsm_fault(text: str) -> Fault:

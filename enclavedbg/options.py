@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -25,6 +27,13 @@ class OutputError(EnclaveDbgError):
     def of(cls, error: OSError) -> OutputError:
         """With the system's reason."""
         return cls(f"cannot write standard output: {error.strerror or error}; give it a place with room")
+
+
+def parse_seed(text: str) -> int:
+    """For argparse: a number to repeat a run by."""
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no seed; expected a number, e.g. 7")
+    return int(text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Times and other numbers as people write them."""
+"""Times as people write them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,3 @@ def seconds(text: str) -> float:
     if match is None or not float(match[1]):
         raise ValueError(f"{text!r} is no time; expected a number with ms, s, m or h, e.g. 30s")
     return float(match[1]) * _TIME_UNIT[match[2]]
-
-
-def seed(text: str) -> int:
-    """A number to repeat a run by; raises ValueError."""
-    if not re.fullmatch("[0-9]{1,18}", text):
-        raise ValueError(f"{text[:40]!r} is no seed; expected a number, e.g. 7")
-    return int(text)

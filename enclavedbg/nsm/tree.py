@@ -153,16 +153,12 @@ def _certificate(name: str, der: bytes, *, note: str) -> Node:
 def _key(value: bytes) -> str:
     """What a public key is. KMS takes RSA of 2048 bits or more, as SubjectPublicKeyInfo in DER."""
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
-    from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-    from enclavedbg.nsm.x509read import READ_ERRORS, quietly
+    from enclavedbg.nsm.x509read import read_public_key
 
-    try:
-        with quietly():
-            key = load_der_public_key(value)
-    except READ_ERRORS:
-        return "no key in DER (SubjectPublicKeyInfo)"
-    match key:
+    match key := read_public_key(value):
+        case None:
+            return "no key in DER (SubjectPublicKeyInfo)"
         case rsa.RSAPublicKey():
             return f"RSA, {key.key_size} bits"
         case ec.EllipticCurvePublicKey():

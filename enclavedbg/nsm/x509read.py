@@ -13,6 +13,8 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+from cryptography.hazmat.primitives.serialization import load_der_public_key
 from cryptography.x509.oid import ExtensionOID
 
 from enclavedbg.errors import NsmError
@@ -91,6 +93,15 @@ def summarise(der: bytes) -> CertificateSummary:
             )
     except READ_ERRORS as error:
         raise NsmError(f"a certificate that cannot be read ({first_line(error)})") from error
+
+
+def read_public_key(der: bytes) -> PublicKeyTypes | None:
+    """A public key in DER (SubjectPublicKeyInfo, RFC 5280), or None when that cannot be read."""
+    try:
+        with quietly():
+            return load_der_public_key(der)
+    except READ_ERRORS:
+        return None
 
 
 def _usages(usage: x509.KeyUsage) -> tuple[str, ...]:

@@ -17,13 +17,12 @@ from enclavedbg.nsm.record import report_record
 from enclavedbg.nsm.roots import AWS_ROOTS, ROOT_FILE_LIMIT, Root, development_root, roots_from
 from enclavedbg.nsm.tree import document_tree, safe, tree_lines
 from enclavedbg.nsm.verify import Report, verify
-from enclavedbg.options import UsageError
+from enclavedbg.options import UsageError, parse_seed
 from enclavedbg.verbs.attest.inputs import (
     STDIN,
     authority,
     expected_registers,
     parse_bytes,
-    parse_seed,
     parse_when,
     read_document,
     read_input,

@@ -19,8 +19,8 @@ from enclavedbg.nsm.module import make_instance_id, make_module_id
 from enclavedbg.nsm.pcr import PCR_COUNT, ZERO, identity_registers
 from enclavedbg.nsm.roots import Root
 from enclavedbg.nsm.verify import verify
-from enclavedbg.options import UsageError
-from enclavedbg.verbs.attest.inputs import authority, expected_registers, parse_bytes, parse_seed, parse_when
+from enclavedbg.options import UsageError, parse_seed
+from enclavedbg.verbs.attest.inputs import authority, expected_registers, parse_bytes, parse_when
 from enclavedbg.verbs.eif.text import count as counted
 
 

@@ -14,8 +14,6 @@ from enclavedbg.machine.clock import Clock, entropy_source
 from enclavedbg.nsm.authority import Authority, default_folder
 from enclavedbg.nsm.encoding import document_bytes, value_bytes
 from enclavedbg.options import UsageError
-from enclavedbg.units import seed
-from enclavedbg.verbs.eif.output import measuring_warnings, warn
 
 DOCUMENT_FILE_LIMIT = 1 << 20
 """A document has at most 12 KiB; base64 with line ends, or hex, no more than three times that."""
@@ -61,14 +59,6 @@ def parse_bytes(text: str) -> bytes:
     return value_bytes(text)
 
 
-def parse_seed(text: str) -> int:
-    """For argparse: a number to repeat by."""
-    try:
-        return seed(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def parse_when(text: str) -> datetime:
     """For argparse: a time in UTC from ISO 8601 (in UTC unless it says otherwise), or `now`."""
     if text == "now":
@@ -86,15 +76,9 @@ def expected_registers(given: Sequence[tuple[int, bytes]], image: Path | None) -
     """The registers of an image, and those named one by one; raises UsageError when the two differ."""
     expected: dict[int, bytes] = {}
     if image is not None:
-        from enclavedbg.eif.measure import measure_file
-        from enclavedbg.eif.source import open_source
-        from enclavedbg.eif.walk import walk_eif
+        from enclavedbg.verbs.eif.measure import measure_image
 
-        with open_source(image) as source:
-            walk = walk_eif(source)
-            measured = measure_file(source, walk)
-        warn(measuring_warnings(walk, measured))
-        expected |= measured.measurements.as_mapping()
+        expected |= measure_image(image).as_mapping()
     for index, value in given:
         if expected.get(index, value) != value:
             raise UsageError(f"two values are expected of PCR{index}; name one")

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from enclavedbg.errors import NsmError
 from enclavedbg.nsm.document import DecodedDocument
@@ -25,7 +24,7 @@ from enclavedbg.nsm.keypolicy import (
     parse_policy,
 )
 from enclavedbg.nsm.reading import decode_document
-from enclavedbg.nsm.x509read import READ_ERRORS, quietly
+from enclavedbg.nsm.x509read import read_public_key
 from enclavedbg.options import UsageError
 from enclavedbg.verbs.attest.inputs import STDIN, read_document, read_input
 from enclavedbg.verbs.eif.output import safe
@@ -184,21 +183,13 @@ def notes(result: PolicyResult, document: DecodedDocument) -> Iterator[str]:
         yield "the document is of a debug-mode enclave: its image's PCRs are zeros, and whoever ran it could look in"
     if document.public_key is None:
         yield "the document has no public_key: KMS refuses it, since it encrypts its answer to that key"
-    elif not _is_rsa(document.public_key):
+    elif not isinstance(read_public_key(document.public_key), RSAPublicKey):
         yield "the public_key is no RSA key in DER: KMS encrypts its answer to that key, with RSAES_OAEP_SHA_256 only"
     yield "KMS wants the document signed under AWS's root; that is not checked here, enclavedbg attest explain does"
     yield (
         "only the key policy is seen: other policies may deny, and a caller from another account than the key's needs "
         "an IAM policy there too"
     )
-
-
-def _is_rsa(public_key: bytes) -> bool:
-    try:
-        with quietly():
-            return isinstance(load_der_public_key(public_key), RSAPublicKey)
-    except READ_ERRORS:
-        return False
 
 
 def record(result: PolicyResult, document: DecodedDocument) -> dict[str, object]:

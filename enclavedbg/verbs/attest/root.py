@@ -6,7 +6,8 @@ import argparse
 import sys
 
 from enclavedbg.errors import MachineError
-from enclavedbg.verbs.attest.inputs import authority, parse_seed
+from enclavedbg.options import parse_seed
+from enclavedbg.verbs.attest.inputs import authority
 from enclavedbg.verbs.eif.output import warn
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from enclavedbg.eif.describe import measurements_json
-from enclavedbg.eif.measure import measure_file
+from enclavedbg.eif.measure import Measurements, measure_file
 from enclavedbg.eif.source import open_source
 from enclavedbg.eif.walk import walk_eif
 from enclavedbg.verbs.eif.output import measuring_warnings, print_json, print_measurements, warn
@@ -20,12 +20,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the measurements; 0."""
-    with open_source(options.file) as source:
+    measurements = measure_image(options.file)
+    if options.json:
+        print_json({"Measurements": measurements_json(measurements)})
+    else:
+        print_measurements(measurements)
+    return 0
+
+
+def measure_image(path: Path) -> Measurements:
+    """An image's measurements, with the warnings that go with them on standard error; raises EifError."""
+    with open_source(path) as source:
         walk = walk_eif(source)
         measured = measure_file(source, walk)
     warn(measuring_warnings(walk, measured))
-    if options.json:
-        print_json({"Measurements": measurements_json(measured.measurements)})
-    else:
-        print_measurements(measured.measurements)
-    return 0
+    return measured.measurements
