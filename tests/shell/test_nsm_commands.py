@@ -69,7 +69,7 @@ def test_the_shell_can_make_the_guest_ask(live: Live) -> None:
     text = live.command("vsock send 5001 hex:" + "ff" * 12)
     assert " bytes, the first 64 of them:" in text
     assert "module_id" in text
-    assert "user_data=none nonce=none public_key=none -> document=" in live.command("nsm 1")
+    assert "user_data=none nonce=none public_key=none -> document=" in live.command("nsm 50")
     before = connections_opened(live)
     with pytest.raises(NsmError, match="expected pairs of hex digits"):
         live.command("vsock send 5001 hex:0g")
@@ -113,7 +113,7 @@ def test_faults(live: Live) -> None:
     assert live.call(ask_for_document(live, b"x")) == (1, b"InternalError")
     assert live.call(ask_for_document(live, b"x"))[0] == 0
     assert "Attestation#1 error InternalError  2 requests of that kind so far" in live.command("fault")
-    assert "[fault: error InternalError]" in live.command("nsm 5")
+    assert "[fault: error InternalError]" in live.command("nsm 50")
     live.command("fault any delay 1ms")
     assert live.command(f"fault off {number}") == f"Fault {number} (Attestation#1 error InternalError) is gone\n"
     assert "(any delay 1ms) is gone" in live.command("fault off")
