@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import RecipeError
 from .tools import need_programs, run
 
 SOURCE_DIRECTORY = Path(__file__).resolve().parent.parent / "src"
 PUBLIC_SOURCE = "usr/src/enclavedbg"
 """Where a ramdisk has the sources, relative to its root: a debugger finds them there."""
-KERNEL_HEADERS = Path("/usr/include/linux/version.h")
 
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "init": ("init.c",),
@@ -35,21 +32,15 @@ HEADERS: dict[str, tuple[str, ...]] = {
 FLAGS = (
     "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-g", "-O1", "-fno-omit-frame-pointer", "-static", "-fno-pie",
     "-no-pie", "-Wl,--build-id=sha1",
-    # The kernel's headers, behind musl's own.
-    "-idirafter", "/usr/include", "-idirafter", "/usr/include/x86_64-linux-gnu",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Toolchain:
-    """What compiled the programs, as it names itself: another one gives other bytes.
-
-    The kernel's headers show in the debug information: those since 6.5 define 128-bit types.
-    """
+    """What compiled the programs, as it names itself: another one gives other bytes."""
 
     compiler: str
     musl: str
-    headers: str
 
 
 def toolchain() -> Toolchain:
@@ -59,17 +50,7 @@ def toolchain() -> Toolchain:
     """
     need_programs({"musl-gcc": "musl-tools", "gcc": "gcc", "dpkg-query": "dpkg"})
     compiler = run(["gcc", "--version"]).splitlines()[0]
-    return Toolchain(compiler, run(["dpkg-query", "-W", "-f", "${Version}", "musl-dev"]), _header_version())
-
-
-def _header_version() -> str:
-    """Return the version of the kernel's headers, such as ``6.12.95``, from what the compiler itself reads."""
-    names = ("MAJOR", "PATCHLEVEL", "SUBLEVEL")
-    try:
-        found = dict(re.findall(r"LINUX_VERSION_(\w+)\s+(\d+)", KERNEL_HEADERS.read_text()))
-        return ".".join(found[name] for name in names)
-    except (OSError, KeyError):
-        raise RecipeError(f"{KERNEL_HEADERS} is missing or not understood: install linux-libc-dev") from None
+    return Toolchain(compiler, run(["dpkg-query", "-W", "-f", "${Version}", "musl-dev"]))
 
 
 def available() -> bool:

@@ -8,8 +8,21 @@
 #include <stdint.h>
 #include <sys/socket.h>
 #include <unistd.h>
-/* linux/vm_sockets.h wants struct sockaddr, which sys/socket.h above brings. */
-#include <linux/vm_sockets.h>
+
+/*
+ * What these programs need of linux/vm_sockets.h, written out: whatever kernel headers the compiling machine has, debug
+ * information describes them too, and so other headers would make other programs.
+ */
+#define VMADDR_CID_ANY UINT32_MAX
+
+struct sockaddr_vm {
+	sa_family_t svm_family;
+	uint16_t svm_reserved1;
+	uint32_t svm_port;
+	uint32_t svm_cid;
+	uint8_t svm_flags;
+	uint8_t svm_zero[3];
+};
 
 #define PARENT_CID 3 /* the EC2 instance, seen from an enclave */
 #define HEARTBEAT_PORT 9000
