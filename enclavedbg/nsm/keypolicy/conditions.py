@@ -25,7 +25,7 @@ class ConditionResult:
 
     `found` has the request's values: none when it has no such key, None when they are not known. `reason` may be
     empty when it holds. `hints` has a text for each of the condition's values that the document's is not: what may
-    be wrong with it, or nothing. `debug_mode` says that they differ because the enclave ran in debug mode.
+    be wrong with it, or nothing. `debug_mode` says that the document's value is that of debug mode, zeros.
     """
 
     condition: Condition
@@ -104,11 +104,20 @@ def _compared(condition: Condition, found: tuple[str, ...], request: Request) ->
     result = all_of(truths) if operator.quantifier is Quantifier.ALL else any_of(truths)
     if result is Truth.UNKNOWN:
         return ConditionResult(condition, result, found, "; ".join(dict.fromkeys(errors)))
-    if result is Truth.NO and operator.negated:
-        return ConditionResult(condition, result, found, "this value is excluded")
-    if result is Truth.YES and not operator.negated:
-        return ConditionResult(condition, result, found)
-    return _differing(condition, result, found, register, request)
+    if (result is Truth.YES) is operator.negated:
+        return _differing(condition, result, found, register, request)
+    reason, debug_mode = _zero(register, request)
+    if result is Truth.NO:
+        reason = f"this value is excluded; {reason}" if reason else "this value is excluded"
+    return ConditionResult(condition, result, found, reason, (), debug_mode)
+
+
+def _zero(register: int | None, request: Request) -> tuple[str, bool]:
+    """What it means that the document's value is all zeros, if it is, and whether debug mode is behind it."""
+    if register is None or request.registers is None:
+        return "", False
+    reason = explain_zero(register, request.registers)
+    return reason, bool(reason) and register in DEBUG_ZEROED and is_debug_mode(request.registers)
 
 
 def _differing(
@@ -119,8 +128,7 @@ def _differing(
         return ConditionResult(condition, truth, found, "the values differ")
     registers = request.registers
     hints = tuple(explain_difference(register, wanted, condition.operator, registers) for wanted in condition.values)
-    zero = explain_zero(register, registers)
-    debug_mode = bool(zero) and register in DEBUG_ZEROED and is_debug_mode(registers)
+    zero, debug_mode = _zero(register, request)
     reason = zero or "the values differ"
     if not zero and not any(hints) and condition.key.lower().endswith("imagesha384"):
         reason += "; ImageSha384 is PCR0, not the SHA-384 of the image file"

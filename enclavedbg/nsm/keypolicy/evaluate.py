@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from enclavedbg.nsm.keypolicy.conditions import ConditionResult
 from enclavedbg.nsm.keypolicy.findings import Finding, find
 from enclavedbg.nsm.keypolicy.parse import Effect, KeyPolicy
-from enclavedbg.nsm.keypolicy.principals import parse_caller
+from enclavedbg.nsm.keypolicy.principals import Caller, CallerKind, callers_named, parse_caller
 from enclavedbg.nsm.keypolicy.request import RECIPIENT_ACTIONS, Request, is_attestation_key
 from enclavedbg.nsm.keypolicy.statements import StatementResult, judge_statement
 from enclavedbg.nsm.keypolicy.strictjson import PolicyError, shown
@@ -35,12 +35,14 @@ class PolicyResult:
     """The answer: its outcome, a line that says why, each statement's part in it, and what is weak in the policy.
 
     `because` has the statements that decide: those that allow, those that deny, or those that leave it open.
+    `assumed` is who was taken to be the caller, when none was given and the statements that allow name only one.
     """
 
     outcome: Outcome
     verdict: str
     action: str
     principal: str | None
+    assumed: str | None
     because: tuple[StatementResult, ...]
     statements: tuple[StatementResult, ...]
     findings: tuple[Finding, ...]
@@ -61,10 +63,11 @@ def evaluate(
 ) -> PolicyResult:
     """Whether `policy` allows `action` to an enclave whose document holds `document_values` (registers by index).
 
-    `principal` is the ARN of the role whose credentials the enclave uses; without it the caller is taken to be
-    whom the statements that allow name. `context` has the request's values for other condition keys: one, several,
-    or none at all to say that the request has no such key. What is in none of these is not guessed: the outcome
-    is UNDECIDED when it depends on it. Raises PolicyError for an action, principal or context that cannot be.
+    `principal` is the ARN of the role whose credentials the enclave uses; without it the caller is taken to be the one
+    role or user whom the statements that allow name, or each statement's own. `context` has the request's values for
+    other condition keys: one, several, or none at all to say that the request has no such key. What is in none of these
+    is not guessed: the outcome is UNDECIDED when it depends on it. Raises PolicyError for an action, principal or
+    context that cannot be.
 
         policy = parse_policy(Path("policy.json").read_bytes())
         result = evaluate(policy, decode_document(document).pcrs, principal="arn:aws:iam::111122223333:role/app")
@@ -76,11 +79,28 @@ def evaluate(
         raise PolicyError(f"{shown(action)} is no action; expected e.g. kms:Decrypt")
     # As AWS writes it, whatever the case that was given.
     action = next((known for known in RECIPIENT_ACTIONS if known.lower() == action.lower()), action)
-    caller = None if principal is None else parse_caller(principal)
-    request = Request(action, document_values, caller, _context(context or {}))
+    request = Request(action, document_values, None, _context(context or {}))
+    assumed = _only_caller(policy, request) if principal is None else None
+    request = replace(request, caller=assumed if principal is None else parse_caller(principal))
     statements = tuple(judge_statement(statement, request) for statement in policy.statements)
-    outcome, verdict, because = _decide(statements, action)
-    return PolicyResult(outcome, verdict, action, principal, because, statements, tuple(find(policy, action)))
+    outcome, verdict, because = _decide(statements, request)
+    return PolicyResult(
+        outcome, verdict, action, principal, assumed.text if assumed else None, because, statements,
+        tuple(find(policy, action)),
+    )  # fmt: skip
+
+
+def _only_caller(policy: KeyPolicy, request: Request) -> Caller | None:
+    """The role or user, if the statements that allow the action name one and no other; accounts do not count."""
+    named = {
+        caller
+        for statement in policy.statements
+        if statement.effect is Effect.ALLOW and statement.actions is not None and request.is_among(statement.actions)
+        for caller in callers_named(statement.principals)
+        if caller.kind is not CallerKind.ROOT
+    }
+    only = named.pop() if len(named) == 1 else None
+    return only if only is not None and only.account is not None else None
 
 
 def _context(given: Mapping[str, str | Sequence[str]]) -> dict[str, tuple[str, ...]]:
@@ -97,7 +117,9 @@ def _context(given: Mapping[str, str | Sequence[str]]) -> dict[str, tuple[str, .
 _Decision = tuple[Outcome, str, tuple[StatementResult, ...]]
 
 
-def _decide(statements: Sequence[StatementResult], action: str) -> _Decision:
+def _decide(statements: Sequence[StatementResult], request: Request) -> _Decision:
+    action = request.action
+
     def those(effect: Effect, truth: Truth) -> tuple[StatementResult, ...]:
         return tuple(result for result in statements if result.statement.effect is effect and result.holds is truth)
 
@@ -109,7 +131,7 @@ def _decide(statements: Sequence[StatementResult], action: str) -> _Decision:
     if allowing and not maybe_denying:
         # One that asks for the document is the better reason.
         allowing = tuple(sorted(allowing, key=lambda result: not result.attested))
-        return Outcome.ALLOWED, _allowed(allowing[0], action), allowing
+        return Outcome.ALLOWED, _allowed(allowing[0], statements, request), allowing
     if allowing:
         verdict = f"{_title(allowing[0])} allows {action}, but {_open(maybe_denying[0], 'denies')}"
         return Outcome.UNDECIDED, verdict, maybe_denying
@@ -124,10 +146,19 @@ def _title(result: StatementResult) -> str:
     return result.statement.title
 
 
-def _allowed(result: StatementResult, action: str) -> str:
+def _allowed(result: StatementResult, statements: Sequence[StatementResult], request: Request) -> str:
+    allows = f"{_title(result)} allows {request.action}"
     if result.attested:
-        return f"{_title(result)} allows {action} to this enclave"
-    return f"{_title(result)} allows {action}, with or without an enclave: it asks for no attestation"
+        return f"{allows} to this enclave"
+    without = replace(request, registers=None)
+    for other in statements:
+        # None of them denies this request, so the document is what keeps it from it.
+        if other.statement.effect is Effect.DENY and other.concerned:
+            denial = judge_statement(other.statement, without).holds
+            if denial is not Truth.NO:
+                denies = "denies" if denial is Truth.YES else "may deny"
+                return f"{allows} to this enclave; without its document {_title(other)} {denies} it"
+    return f"{allows}, with or without an enclave: it asks for no attestation"
 
 
 def _open(result: StatementResult, verb: str, action: str = "") -> str:

@@ -14,7 +14,7 @@ from enum import Enum
 from enclavedbg.nsm.keypolicy.parse import Effect, KeyPolicy, Statement
 from enclavedbg.nsm.keypolicy.principals import Caller, CallerKind, callers_named
 from enclavedbg.nsm.keypolicy.registers import Registers
-from enclavedbg.nsm.keypolicy.request import Request, is_attestation_key, register_of
+from enclavedbg.nsm.keypolicy.request import Request, register_of
 from enclavedbg.nsm.keypolicy.statements import StatementResult, judge_statement
 from enclavedbg.nsm.keypolicy.truth import Truth
 from enclavedbg.nsm.pcr import DEBUG_ZEROED, PCR_COUNT, ZERO
@@ -43,10 +43,13 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class _Access:
-    """A caller that a statement lets in."""
+    """A caller that a statement lets in. `guards` are the statements about the caller that ask for a document: the one
+    that allows, and those that might have denied.
+    """
 
     caller: Caller
     result: StatementResult
+    guards: tuple[StatementResult, ...]
     depends_on: tuple[str, ...]
 
     @property
@@ -64,11 +67,12 @@ def find(policy: KeyPolicy, action: str) -> Iterator[Finding]:
         without = list(_accesses(policy, statement, action, None))
         if without:
             yield _without_attestation(statement, action, without)
-        asks = any(is_attestation_key(condition.key) for condition in statement.conditions)
-        if asks and not any(access.certain for access in without):
-            with_zeros = list(_accesses(policy, statement, action, DEBUG_MODE))
-            if with_zeros:
-                yield _debug_mode(statement, with_zeros)
+        if any(access.certain for access in without):
+            continue
+        with_zeros = [access for access in _accesses(policy, statement, action, DEBUG_MODE) if access.guards]
+        # Not twice the same: where both depend on something, no document at all is the worse.
+        if any(access.certain for access in with_zeros) or (with_zeros and not without):
+            yield _debug_mode(statement, action, with_zeros)
 
 
 def _accesses(policy: KeyPolicy, statement: Statement, action: str, registers: Registers | None) -> Iterator[_Access]:
@@ -78,36 +82,47 @@ def _accesses(policy: KeyPolicy, statement: Statement, action: str, registers: R
         result = judge_statement(statement, request)
         if result.holds is Truth.NO:
             continue
-        denied = [(denial, judge_statement(denial, request).holds) for denial in denials]
-        if any(truth is Truth.YES for _, truth in denied):
+        denied = [judge_statement(denial, request) for denial in denials]
+        if any(denial.holds is Truth.YES for denial in denied):
             continue
+        guards = tuple(guard for guard in (result, *denied) if guard.concerned and guard.attested)
         depends_on = [unknown.condition.key for unknown in result.unknown]
         if result.holds is Truth.UNKNOWN and result.reason:
             depends_on.append(result.reason)
-        depends_on += [denial.title for denial, truth in denied if truth is Truth.UNKNOWN]
-        yield _Access(caller, result, tuple(dict.fromkeys(depends_on)))
+        depends_on += [denial.statement.title for denial in denied if denial.holds is Truth.UNKNOWN]
+        yield _Access(caller, result, guards, tuple(dict.fromkeys(depends_on)))
 
 
 def _without_attestation(statement: Statement, action: str, accesses: list[_Access]) -> Finding:
+    shown, deeds = _deeds(accesses, action)
+    certain = shown[0].certain
+    depends = "" if certain else f" (it depends: {_list(shown[0].depends_on)})"
+    return Finding(
+        FindingKind.WITHOUT_ATTESTATION,
+        statement,
+        certain,
+        f"{statement.title} {deeds} without attestation{depends}: then the enclave is not what protects the key",
+        _cure(action, attested=shown[0].result.attested, for_account=all(_for_account(access) for access in shown)),
+    )
+
+
+def _deeds(accesses: list[_Access], action: str) -> tuple[list[_Access], str]:
+    """The accesses that are certain, if any are, and what the statement does for them."""
     certain = [access for access in accesses if access.certain]
     shown = certain or accesses
-    accounts = [str(access.caller.account) for access in shown if access.caller.kind is CallerKind.ROOT]
-    others = [_who(access.caller) for access in shown if access.caller.kind is not CallerKind.ROOT]
     allow, let = ("allows", "lets") if certain else ("may allow", "may let")
+    accounts = [str(access.caller.account) for access in shown if _for_account(access)]
+    others = [_who(access.caller) for access in shown if not _for_account(access)]
     deeds = []
     if others:
         deeds.append(f"{allow} {action} to {_list(others)}")
     if accounts:
         deeds.append(f"{let} the IAM policies of account {_list(accounts)} allow {action}")
-    depends = "" if certain else f" (it depends: {_list(shown[0].depends_on)})"
-    return Finding(
-        FindingKind.WITHOUT_ATTESTATION,
-        statement,
-        bool(certain),
-        f"{statement.title} {' and '.join(deeds)} without attestation{depends}: "
-        "then the enclave is not what protects the key",
-        _cure(action, attested=shown[0].result.attested, for_account=not others),
-    )
+    return shown, " and ".join(deeds)
+
+
+def _for_account(access: _Access) -> bool:
+    return access.caller.kind is CallerKind.ROOT
 
 
 def _cure(action: str, *, attested: bool, for_account: bool) -> str:
@@ -118,23 +133,22 @@ def _cure(action: str, *, attested: bool, for_account: bool) -> str:
     return f"leave {action} out of it, or ask there for kms:RecipientAttestation:ImageSha384"
 
 
-def _debug_mode(statement: Statement, accesses: list[_Access]) -> Finding:
-    certain = any(access.certain for access in accesses)
-    conditions = accesses[0].result.conditions
-    image = [result.condition for result in conditions if register_of(result.condition.key) in DEBUG_ZEROED]
+def _debug_mode(statement: Statement, action: str, accesses: list[_Access]) -> Finding:
+    shown, deeds = _deeds(accesses, action)
+    conditions = [result.condition for guard in shown[0].guards for result in guard.conditions]
+    image = [condition for condition in conditions if register_of(condition.key) in DEBUG_ZEROED]
     zeros = [condition.key for condition in image if any(value and not value.strip("0") for value in condition.values)]
     if not image:
-        why = "nothing in it asks which image runs"
+        why = "nothing asks which image runs"
     elif zeros:
-        why = f"it takes zeros for {_list(list(dict.fromkeys(zeros)))}"
+        why = f"zeros will do for {_list(list(dict.fromkeys(zeros)))}"
     else:
-        why = "its conditions on the image let zeros pass"
+        why = "the conditions on the image let zeros pass"
     return Finding(
         FindingKind.DEBUG_MODE,
         statement,
-        certain,
-        f"{statement.title} {'lets' if certain else 'may let'} in debug-mode enclaves, with any image and anybody "
-        f"looking in: {why}",
+        shown[0].certain,
+        f"{statement.title} {deeds} in debug-mode enclaves, with any image and anybody looking in: {why}",
         "ask for the image's own value of kms:RecipientAttestation:ImageSha384",
     )
 

@@ -170,7 +170,9 @@ def _condition_lines(result: ConditionResult, *, with_values: bool) -> Iterator[
 
 def notes(result: PolicyResult, document: DecodedDocument) -> Iterator[str]:
     """What to keep in mind about the answer."""
-    if result.principal is None:
+    if result.assumed is not None:
+        yield f"without --principal ARN, the caller is taken to be {result.assumed}: nobody else is named"
+    elif result.principal is None:
         yield "without --principal ARN, the caller is taken to be whom each statement that allows names"
     if result.action == "kms:GenerateRandom":
         # KMS Developer Guide, "AWS KMS permissions": policy type IAM policy.
@@ -201,6 +203,7 @@ def record(result: PolicyResult, document: DecodedDocument) -> dict[str, object]
         "verdict": result.verdict,
         "action": result.action,
         "principal": result.principal,
+        "assumed_principal": result.assumed,
         "because": [statement.statement.number for statement in result.because],
         "module_id": document.module_id,
         "debug_mode": document.debug_mode,

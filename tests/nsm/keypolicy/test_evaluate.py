@@ -201,10 +201,23 @@ def test_a_role_that_is_not_meant_is_named_in_the_verdict() -> None:
 
 def test_without_a_principal_a_deny_for_some_is_open() -> None:
     some = deny(Principal={"AWS": OTHER})
-    assert answer(enclave(), some).outcome is UNDECIDED
+    assert answer(enclave(Principal={"AWS": [ROLE, SESSION]}), some).outcome is UNDECIDED
+    assert answer(enclave(Principal="*"), some).outcome is UNDECIDED
     assert answer(enclave(), some, principal=ROLE).allowed
     assert answer(enclave(Principal="*"), some, principal=OTHER).outcome is NOT_ALLOWED
     assert answer(enclave(), deny(Principal={"Service": "ec2.amazonaws.com"})).allowed
+
+
+@pytest.mark.parametrize("who", [ROLE, ACCOUNT, f"arn:aws:iam::{ACCOUNT}:root"])
+def test_without_a_principal_the_only_one_who_is_allowed_is_the_caller(who: str) -> None:
+    other_image = {"StringNotEquals": {"kms:RecipientAttestation:PCR1": "cd" * 48}}
+    result = answer(ROOT, ADMINISTRATORS, enclave(), deny(other_image, Principal={"AWS": who}))
+    assert (result.outcome, result.principal, result.assumed) == (NOT_ALLOWED, None, ROLE)
+    assert answer(enclave(), deny({"ArnNotEquals": {"aws:PrincipalArn": ROLE}})).allowed
+    assert answer(enclave(), principal=OTHER).assumed is None
+    # No role or user, or not only one.
+    for principal in ("*", {"AWS": [ROLE, OTHER]}, {"AWS": ACCOUNT}, {"Federated": "accounts.google.com"}):
+        assert answer(enclave(Principal=principal)).assumed is None
 
 
 @pytest.mark.parametrize(
@@ -216,7 +229,7 @@ def test_without_a_principal_a_deny_for_some_is_open() -> None:
         ([ROLE], ROLE, UNDECIDED),
         ([ACCOUNT], ROLE, UNDECIDED),
         ([OTHER], ROLE, NOT_ALLOWED),
-        ([OTHER], None, UNDECIDED),
+        ([OTHER], None, NOT_ALLOWED),
         (["*"], None, ALLOWED),
     ],
 )
@@ -230,6 +243,7 @@ def test_not_principal_with_allow_is_not_supported_by_aws() -> None:
     result = answer(statement, principal="arn:aws:iam::444455556666:role/x")
     assert result.outcome is UNDECIDED and "AWS does not support NotPrincipal with Allow" in result.verdict
     assert answer(statement, principal=OTHER).outcome is NOT_ALLOWED
+    assert answer(enclave(Principal="*"), deny(Principal=None, NotPrincipal={"AWS": OTHER})).outcome is UNDECIDED
 
 
 @pytest.mark.parametrize(
@@ -336,8 +350,11 @@ def test_conditions_that_hold_without_a_document(condition: dict[str, object]) -
 def test_a_guard_closes_it() -> None:
     guard = deny({"StringNotEqualsIgnoreCase": IMAGE["StringEqualsIgnoreCase"]})
     null = deny({"Null": {"kms:RecipientAttestation:ImageSha384": "true"}})
-    for closed in (guard, null):
-        assert kinds(answer(ROOT, closed, enclave(), principal=ROLE)) == []
+    assert kinds(answer(ROOT, guard, enclave(), principal=ROLE)) == []
+    # A document is asked for, and nothing about its image.
+    result = answer(ROOT, null, enclave(), principal=ROLE)
+    assert kinds(result) == [(DEBUG_MODE, 1, True)]
+    assert f"lets the IAM policies of account {ACCOUNT} allow kms:Decrypt in debug-mode" in result.findings[0].message
     # It is for others only.
     for_other = {**guard, "Principal": {"AWS": OTHER}}
     assert kinds(answer(ROOT, for_other, enclave(), principal=ROLE)) == [(WITHOUT, 1, True)]
@@ -384,13 +401,13 @@ def test_access_that_depends_on_other_keys() -> None:
 def test_zeros_are_any_debug_mode_enclave() -> None:
     result = answer(enclave(ZEROS), pcrs=DEBUG)
     assert result.allowed and kinds(result) == [(DEBUG_MODE, 1, True)]
-    assert "it takes zeros for kms:RecipientAttestation:PCR0" in result.findings[0].message
+    assert "zeros will do for kms:RecipientAttestation:PCR0" in result.findings[0].message
     # It is there whatever the document.
     assert kinds(answer(enclave(ZEROS))) == [(DEBUG_MODE, 1, True)]
     empty = enclave({"StringLike": {"kms:RecipientAttestation:PCR0": ["", "*"]}})
-    assert "its conditions on the image let zeros pass" in answer(empty).findings[0].message
+    assert "the conditions on the image let zeros pass" in answer(empty).findings[0].message
     either = {"StringEquals": {"kms:RecipientAttestation:PCR0": ["00" * 48, PCR0.hex()]}}
-    assert "it takes zeros" in answer(enclave(either)).findings[0].message
+    assert "zeros will do" in answer(enclave(either)).findings[0].message
     assert kinds(answer(enclave(either))) == [(DEBUG_MODE, 1, True)]
     # Not if the image is named beside.
     assert kinds(answer(enclave({**ZEROS, "StringEquals": {"kms:RecipientAttestation:PCR1": PCR1.hex()}}))) == []
@@ -401,9 +418,43 @@ def test_zeros_are_any_debug_mode_enclave() -> None:
 def test_a_policy_that_does_not_ask_for_the_image() -> None:
     role = enclave({"StringEquals": {"kms:RecipientAttestation:PCR3": "33" * 48}})
     (finding,) = answer(role).findings
-    assert finding.kind is DEBUG_MODE and "nothing in it asks which image runs" in finding.message
+    assert finding.kind is DEBUG_MODE and "nothing asks which image runs" in finding.message
     # A signing certificate is one of the image's registers.
     assert kinds(answer(enclave({"StringEquals": {"kms:RecipientAttestation:PCR8": "88" * 48}}))) == []
+
+
+@pytest.mark.parametrize(
+    ("condition", "why"),
+    [
+        ({"Null": {"kms:RecipientAttestation:ImageSha384": "true"}}, "the conditions on the image let zeros pass"),
+        ({"StringNotEquals": {"kms:RecipientAttestation:PCR0": [PCR0.hex(), "00" * 48]}}, "zeros will do for"),
+        ({"StringNotEquals": {"kms:RecipientAttestation:PCR16": "16" * 48}}, "nothing asks which image runs"),
+    ],
+)
+def test_a_deny_that_debug_mode_gets_past(condition: dict[str, object], why: str) -> None:
+    result = answer(enclave(None), deny(condition), pcrs={**DEBUG, 16: b"\x16" * 48}, principal=ROLE)
+    assert result.allowed
+    assert result.verdict.endswith("to this enclave; without its document statement 'No' denies it")
+    ((kind, number, _),) = kinds(result)
+    assert (kind, number) == (DEBUG_MODE, 1) and why in result.findings[0].message
+    # It is for others, so there is no guard.
+    result = answer(enclave(None), deny(condition, Principal={"AWS": OTHER}), principal=ROLE)
+    assert kinds(result) == [(WITHOUT, 1, True)]
+    assert "with or without an enclave" in result.verdict
+
+
+def test_what_denies_without_the_document_may_depend() -> None:
+    guard = {"Null": {"kms:RecipientAttestation:ImageSha384": "true"}, "Bool": {"aws:SecureTransport": "true"}}
+    assert "without its document statement 'No' may deny it" in answer(enclave(None), deny(guard)).verdict
+
+
+def test_a_deny_of_debug_mode_says_so() -> None:
+    result = answer(enclave(None), deny(ZEROS), pcrs=DEBUG)
+    assert result.verdict.endswith("denies kms:Decrypt to this enclave (PCR0; the enclave ran in debug mode)")
+    excluded = enclave({"StringNotEquals": ZEROS["StringEqualsIgnoreCase"]})
+    result = answer(excluded, pcrs=DEBUG)
+    assert result.verdict.endswith("does not hold for this enclave (PCR0; the enclave ran in debug mode)")
+    assert "debug mode" not in answer(excluded).verdict
 
 
 # Anything.

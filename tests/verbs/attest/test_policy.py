@@ -111,7 +111,7 @@ def test_not_allowed_with_both_values_below_each_other(files: Files) -> None:
         "              ^ equal but for 0x: KMS gives bare hexadecimal digits",
         f"    document  {PCR0.hex()}",
     ]
-    assert "note: without --principal ARN, the caller is taken to be whom each statement that allows names" in lines
+    assert f"note: without --principal ARN, the caller is taken to be {ROLE}: nobody else is named" in lines
 
 
 def test_debug_mode(files: Files) -> None:
@@ -123,7 +123,7 @@ def test_debug_mode(files: Files) -> None:
     assert f"    policy    {PCR0.hex()}\n    document  {'00' * 48}\n" in shown
     assert "note: the document is of a debug-mode enclave" in shown
     files.write(image("00" * 48))
-    assert "finding debug-mode: statement 'Enclave' lets in debug-mode enclaves" in files.run(status=0)
+    assert f"finding debug-mode: statement 'Enclave' allows kms:Decrypt to {ROLE} in debug-mode" in files.run(status=0)
 
 
 def test_undecided_and_the_default_statement(files: Files) -> None:
