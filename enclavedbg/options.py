@@ -32,7 +32,7 @@ class OutputError(EnclaveDbgError):
 def parse_seed(text: str) -> int:
     """For argparse: a number to repeat a run by."""
     if not re.fullmatch("[0-9]{1,18}", text):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no seed; expected a number, e.g. 7")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no seed; expected a number of up to 18 digits, e.g. 7")
     return int(text)
 
 

@@ -199,6 +199,7 @@ def test_memory_in_nitro_clis_unit() -> None:
         ("--instance-id", "i-1234567890ABCDEF0", "is no instance id"),
         ("--seed", "-1", "is no seed"),
         ("--seed", "x", "is no seed"),
+        ("--seed", "9" * 19, "expected a number of up to 18 digits"),
         ("--map-encoding", "other", "invalid choice"),
         ("--nsm-fault", "Attestation", r"nothing to do to the request is named.*\(see enclavedbg --help-nsm\)"),
         ("--nsm-fault", "Attest:drop", "there is no request 'Attest'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import re
 
 from enclavedbg.errors import NsmError
@@ -13,6 +14,8 @@ _HEX = re.compile(rb"(?:0x)?((?:[0-9a-f]{2})+)", re.IGNORECASE)
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]+={0,2}")
 _SPACE = re.compile(rb"\s+")
 _TEXT = re.compile(rb"[\t\n\r\x20-\x7e]*")
+_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+"""Byte order marks: what PowerShell's > writes begins with one, and no document does."""
 _NO_HEX = re.compile(rb"[^0-9a-fA-F]")
 _BEGINNINGS = (b"84", b"d2", b"D2", b"0x")
 """Of a document in hex."""
@@ -25,9 +28,18 @@ def document_bytes(data: bytes) -> bytes:
     """
     if not data:
         raise NsmError("no document: the input is empty")
+    data = _without_mark(data)
     # Text, unless a byte says otherwise: a real document begins with 84 or d2, which no text does.
     raw = _from_text(data) if _TEXT.fullmatch(data) else data
     return _unwrapped(raw)
+
+
+def _without_mark(data: bytes) -> bytes:
+    for mark, encoding in _MARKS.items():
+        if data.startswith(mark):
+            with contextlib.suppress(UnicodeError):
+                return data.decode(encoding).encode("ascii")
+    return data
 
 
 def _from_text(data: bytes) -> bytes:
@@ -41,9 +53,14 @@ def _from_text(data: bytes) -> bytes:
     if _BASE64.fullmatch(text):
         standard = text.rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
         try:
-            return base64.b64decode(standard + b"=" * (-len(standard) % 4), validate=True)
+            decoded = base64.b64decode(standard + b"=" * (-len(standard) % 4), validate=True)
         except binascii.Error as error:
             raise NsmError("not a document: expected COSE_Sign1 bytes, or those in whole base64 or hex") from error
+        if len(decoded) > 4 and _BASE64.fullmatch(_SPACE.sub(b"", decoded)):
+            raise NsmError("base64 that holds base64 or hex again, not a document: decode it once")
+        return decoded
+    if text[:1] in (b"{", b"[", b'"'):
+        raise NsmError("JSON, not a document: give what is in its field, e.g. jq -r .Recipient.AttestationDocument")
     raise NsmError("not a document: expected COSE_Sign1 bytes, or those in base64 or hex")
 
 

@@ -74,9 +74,8 @@ class Findings:
     def skipped(self, check: Check, reason: str) -> None:
         self._found.append(Finding(check, Status.NOT_APPLICABLE, reason))
 
-    def has_failed(self, *checks: Check) -> bool:
-        """Whether one of the checks, or with none named any check, has failed."""
-        return any(f.status is Status.FAIL and (not checks or f.check in checks) for f in self._found)
+    def has_failed(self, check: Check) -> bool:
+        return any(f.status is Status.FAIL and f.check is check for f in self._found)
 
     def passed_unless_failed(self, check: Check, reason: str) -> None:
         """The line of a check that looked at several things and found nothing wrong."""

@@ -31,18 +31,17 @@ def report_record(report: Report) -> dict[str, Any]:
 
 
 def document_record(reading: Reading) -> dict[str, Any] | None:
-    """The fields that are of the right types and sizes; None where there is no document."""
+    """Every field, None if it is absent or not of the right type and size; None where there is no document."""
     if not reading.readable:
         return None
     values = reading.values
     record: dict[str, Any] = {"size": reading.size}
     for name in ("module_id", "digest", "timestamp"):
         record[name] = values.get(name)
-    if "timestamp" in values:
-        record["time"] = time_of(values["timestamp"]).isoformat()
-    if "pcrs" in values:
-        record["pcrs"] = {str(index): value.hex() for index, value in values["pcrs"].items()}
-        record["debug_mode"] = is_debug_mode(values["pcrs"])
+    record["time"] = time_of(values["timestamp"]).isoformat() if "timestamp" in values else None
+    pcrs = values.get("pcrs")
+    record["pcrs"] = None if pcrs is None else {str(index): value.hex() for index, value in pcrs.items()}
+    record["debug_mode"] = None if pcrs is None else is_debug_mode(pcrs)
     for name in ("public_key", "user_data", "nonce"):
         value = values.get(name)
         record[name] = None if value is None else value.hex()
@@ -62,7 +61,7 @@ def _certificate(der: bytes | None) -> dict[str, Any] | None:
     return {
         "subject": found.subject,
         "issuer": found.issuer,
-        "serial": f"{found.serial:x}",
+        "serial": found.serial,
         "not_before": found.not_before.isoformat(),
         "not_after": found.not_after.isoformat(),
         "sha256": found.fingerprint.hex(),

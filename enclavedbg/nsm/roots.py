@@ -20,7 +20,9 @@ class Root:
 
     @classmethod
     def of(cls, der: bytes, name: str = "the given root") -> Root:
-        """The root whose certificate in DER is at hand."""
+        """The root whose certificate in DER is at hand; raises NsmError for what is none. PEM is for roots_from."""
+        if der[:1] != b"\x30":  # A certificate is a SEQUENCE (RFC 5280, section 4.1).
+            raise NsmError(f"{name} is no certificate in DER; roots_from reads one in PEM")
         return cls(name, hashlib.sha256(der).digest())
 
 

@@ -150,6 +150,8 @@ def _condition(kind: str, known: dict[str, str], field: str, sign: str, text: st
     sort = known.get(field)
     if sort is None:
         expected = f"expected one of {', '.join(known)}" if known else "it has none to compare; name another request"
+        if field == "error":
+            expected = "only an answer has one, so only `catch nsm after` can compare it"
         raise SelectorError(f"{kind} has no field {field!r}; {expected}")
     sign = "==" if sign == "=" else sign
     if sign not in _FOR[sort]:

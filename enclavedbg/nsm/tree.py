@@ -144,7 +144,7 @@ def _certificate(name: str, der: bytes, *, note: str) -> Node:
             Node("issuer", "itself" if found.issuer == found.subject else safe(found.issuer)),
             Node("valid", f"{found.not_before:%Y-%m-%d %H:%M:%S} to {found.not_after:%Y-%m-%d %H:%M:%S} UTC"),
             Node("key", f"{found.key}, {constraints}, {', '.join(found.usage) or 'no key usage'}"),
-            Node("serial", f"{found.serial:x}"),
+            Node("serial", found.serial),
             Node("SHA-256", found.fingerprint.hex()),
         ),
     )

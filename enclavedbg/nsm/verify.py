@@ -124,7 +124,7 @@ class Expectations:
 
 
 def verify(
-    document: bytes,
+    document: bytes | bytearray | memoryview,
     *,
     roots: Iterable[Root] = AWS_ROOTS,
     at: datetime | None = None,
@@ -135,7 +135,7 @@ def verify(
     public_key: bytes | None = None,
     allow_debug: bool = False,
 ) -> Report:
-    """Check a document in every respect. Nothing in it makes this raise.
+    """Check a document in every respect. Nothing in it makes this raise; a time without a zone is a ValueError.
 
     Only a chain under one of `roots` is believed. Certificates must be valid at `at`, an aware datetime: a service
     gives the present. The default is the document's own time, for documents that were kept; then `now`, the present,
@@ -143,8 +143,11 @@ def verify(
     given must be in the document (PCRs by index, 48 bytes each); those not given are not looked at. Documents of
     debug-mode enclaves are refused unless `allow_debug` is set.
     """
-    case = _Case(document, tuple(roots), at, now, Expectations(expect_pcrs, nonce, user_data, public_key, allow_debug))
-    return case.report()
+    for name, time in (("at", at), ("now", now)):
+        if time is not None and time.utcoffset() is None:
+            raise ValueError(f"{name} is {time}, which names no zone; expected an aware datetime, e.g. in datetime.UTC")
+    expected = Expectations(expect_pcrs, nonce, user_data, public_key, allow_debug)
+    return _Case(bytes(document), tuple(roots), at, now, expected).report()
 
 
 class _Case:
@@ -237,7 +240,7 @@ class _Case:
         pcrs = self._values.get("pcrs")
         if pcrs is None:
             for check in (Check.MODULE_ID, Check.DEBUG_MODE):
-                self._findings.skipped(check, "the document has no registers")
+                self._findings.skipped(check, "the document has no registers that can be read")
             return
         self._check_module_id(self._values.get("module_id", ""), pcrs)
         absent = [f"PCR{index}" for index in (0, 1, 2) if index not in pcrs]
@@ -279,17 +282,25 @@ class _Case:
             if found == wanted:
                 self._findings.passed(check, f"the {len(wanted)} bytes expected")
             else:
-                held = "absent" if found is None else f"{len(found)} bytes"
+                held = self._not_read(name) or ("absent" if found is None else f"{len(found)} bytes")
                 self._findings.failed(check, f"{held}, not the {len(wanted)} bytes expected")
+
+    def _not_read(self, name: str) -> str:
+        """What to say of a field that is there and of the wrong form; empty for any other."""
+        return "not of the right form" if name in self._reading.fields and name not in self._values else ""
 
     def _check_pcrs(self) -> None:
         pcrs = self._values.get("pcrs", {})
+        malformed = self._not_read("pcrs")
         for index, wanted in sorted((self._expected.pcrs or {}).items()):
             found = pcrs.get(index)
             if found == wanted:
                 self._findings.passed(Check.PCRS, f"PCR{index} is {wanted.hex()}")
                 continue
-            held = "not in the document" if found is None else found.hex()
-            if found is not None and not any(found):
+            if found is None:
+                held = "not known, as the registers are not of the right form" if malformed else "not in the document"
+            elif not any(found):
                 held = "zero" + (", as in debug mode" if is_debug_mode(pcrs) else "")
+            else:
+                held = found.hex()
             self._findings.failed(Check.PCRS, f"PCR{index} is {held}, expected {wanted.hex()}")

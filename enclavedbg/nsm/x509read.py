@@ -51,12 +51,13 @@ def first_line(error: Exception) -> str:
 class CertificateSummary:
     """What a person wants to know of a certificate; names are RFC 4514 text, times aware.
 
-    `usage` has X.509's names of the key usages, `fingerprint` is SHA-256 of the DER.
+    `serial` is in hex, two digits a byte; `usage` has X.509's names of the key usages; `fingerprint` is SHA-256 of the
+    DER.
     """
 
     subject: str
     issuer: str
-    serial: int
+    serial: str
     not_before: datetime
     not_after: datetime
     key: str
@@ -79,7 +80,7 @@ def summarise(der: bytes) -> CertificateSummary:
             return CertificateSummary(
                 certificate.subject.rfc4514_string(),
                 certificate.issuer.rfc4514_string(),
-                certificate.serial_number,
+                _hex(certificate.serial_number),
                 certificate.not_valid_before_utc,
                 certificate.not_valid_after_utc,
                 public_key.curve.name
@@ -102,6 +103,11 @@ def read_public_key(der: bytes) -> PublicKeyTypes | None:
             return load_der_public_key(der)
     except READ_ERRORS:
         return None
+
+
+def _hex(number: int) -> str:
+    digits = f"{abs(number):x}"
+    return "-" * (number < 0) + digits.zfill(len(digits) + len(digits) % 2)
 
 
 def _usages(usage: x509.KeyUsage) -> tuple[str, ...]:

@@ -24,6 +24,9 @@ from tests.nsm.real import SIGNED_2022
         base64.b64encode(SIGNED_2022).rstrip(b"="),
         base64.urlsafe_b64encode(SIGNED_2022),
         base64.encodebytes(SIGNED_2022).replace(b"\n", b"\r\n"),
+        b"\xef\xbb\xbf" + base64.b64encode(SIGNED_2022) + b"\r\n",
+        base64.b64encode(SIGNED_2022).decode().encode("utf-16"),
+        b"\xfe\xff" + SIGNED_2022.hex().encode("utf-16-be"),
         cbor2.dumps({"Attestation": {"document": SIGNED_2022}}),
         base64.b64encode(cbor2.dumps({"Attestation": {"document": SIGNED_2022}})),
     ],
@@ -40,6 +43,11 @@ def test_forms_of_a_document(form: bytes) -> None:
         (b"abcde", "expected COSE_Sign1"),
         (SIGNED_2022.hex()[:-1].encode(), "in hex that is damaged: its last digit is missing"),
         (SIGNED_2022.hex().replace("a", "g", 1).encode(), "in hex that is damaged: its character 5 is 'g'"),
+        (base64.b64encode(base64.b64encode(SIGNED_2022)), "holds base64 or hex again"),
+        (base64.b64encode(SIGNED_2022.hex().encode()), "holds base64 or hex again"),
+        (b'{"Recipient": {"AttestationDocument": "hEShATgi"}}', "JSON, not a document: give what is in its field"),
+        (b'"hEShATgi"', "JSON, not a document"),
+        (b"[132, 68]", "JSON, not a document"),
         (cbor2.dumps({"Error": "InternalError"}), "the secure module's answer is the error 'InternalError'"),
     ],
 )
@@ -48,7 +56,7 @@ def test_what_is_no_document(data: bytes, message: str) -> None:
         document_bytes(data)
 
 
-@given(st.binary(max_size=200))
+@given(st.binary(max_size=200) | st.binary(max_size=200).map(lambda data: b"\xff\xfe" + data))
 def test_any_bytes_give_bytes_or_an_error(data: bytes) -> None:
     try:
         assert isinstance(document_bytes(data), bytes)

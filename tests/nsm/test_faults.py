@@ -64,7 +64,7 @@ def test_a_fault_is_shown_as_it_can_be_typed() -> None:
         ("Attestation cut 12288", "the number of bytes"),
         ("Attestation drop twice", "is nothing to do"),
         ("Attestation 'drop", "no closing quotation"),
-        ("Attestation drop if error == none", "no field 'error'; expected one of user_data"),
+        ("Attestation drop if error == none", "no field 'error'; only an answer has one"),
         ("any drop if nonce == none", "it has none to compare; name another request"),
     ],
 )

@@ -24,6 +24,11 @@ def test_fingerprint_is_that_of_the_root_in_real_documents() -> None:
     assert AWS_ROOTS == (AWS_ROOT, AWS_GOVCLOUD_ROOT)
 
 
+def test_only_der_makes_a_root() -> None:
+    with pytest.raises(NsmError, match="mine is no certificate in DER; roots_from reads one in PEM"):
+        Root.of(GOVCLOUD_ROOT_PEM, "mine")
+
+
 def test_files() -> None:
     pem = x509.load_der_x509_certificate(AWS_DER).public_bytes(Encoding.PEM)
     for data in (AWS_DER, pem, b"a comment\n" + pem):

@@ -20,6 +20,7 @@ from enclavedbg.nsm.certificates import LEVELS, Level, Link, issue
 from enclavedbg.nsm.document import DecodedDocument, sign_document
 from enclavedbg.nsm.findings import Check, DocumentError, Status
 from enclavedbg.nsm.pcr import identity_registers
+from enclavedbg.nsm.record import report_record
 from enclavedbg.nsm.roots import AWS_ROOT, AWS_ROOTS, Root
 from enclavedbg.nsm.verify import Report, verify
 from tests.nsm.real import DEBUG_2024, SIGNED_2022
@@ -239,6 +240,26 @@ def test_expectations() -> None:
     assert refused(DOCUMENT, user_data=b"other") is Check.USER_DATA
     assert refused(DOCUMENT, public_key=b"other") is Check.PUBLIC_KEY
     assert refused(make_module().attest(), nonce=b"") is Check.NONCE
+
+
+def test_expected_values_of_the_wrong_form() -> None:
+    payload = cbor2.loads(cbor2.loads(DOCUMENT)[2])
+    parts = cbor2.loads(DOCUMENT)
+    parts[2] = cbor2.dumps({**payload, "nonce": "nonce", "pcrs": {**payload["pcrs"], 99: PCR0}})
+    report = report_of(cbor2.dumps(parts), nonce=b"nonce", user_data=b"user", expect_pcrs={0: PCR0})
+    assert status(report, Check.NONCE) == (Status.FAIL, "not of the right form, not the 5 bytes expected")
+    assert status(report, Check.USER_DATA)[0] is Status.PASS
+    assert status(report, Check.PCRS)[1].startswith("PCR0 is not known, as the registers are not of the right form")
+    record = report_record(report)["document"]
+    assert (record["pcrs"], record["debug_mode"], record["nonce"]) == (None, None, None)
+
+
+def test_any_buffer_is_a_document_and_a_time_needs_a_zone() -> None:
+    for form in (bytearray(DOCUMENT), memoryview(DOCUMENT)):
+        assert verify(form, roots=[Root.of(ROOT)]).valid
+    for name in ("at", "now"):
+        with pytest.raises(ValueError, match=f"{name} is .* expected an aware datetime"):
+            report_of(DOCUMENT, **{name: datetime(2026, 11, 27)})
 
 
 def test_renewed_documents_stay_valid() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from enclavedbg.nsm.keypolicy.operators import glob_matches
 from enclavedbg.nsm.keypolicy.parse import Patterns
@@ -83,7 +84,7 @@ class Request:
         found = _of_caller(name, self.caller)
         if found is not None:
             return Lookup((found,))
-        return Lookup(None, "the request's value is not known here")
+        return Lookup(None, f"the request's value is not known here{_meant(name)}")
 
     def _attested(self, key: str) -> Lookup:
         register = register_of(key)
@@ -99,6 +100,13 @@ class Request:
             return Lookup((), f"the document has no PCR{register}: it holds locked registers only")
         value = self.registers[register]
         return Lookup(None, "any value") if value is None else Lookup((value.hex(),))
+
+
+def _meant(name: str) -> str:
+    """For a name that is nearly an attestation key's."""
+    prefix, _, register = name.rpartition(":")
+    near = get_close_matches(prefix[:60], [ATTESTATION_PREFIX], cutoff=0.85)
+    return f"; did you mean kms:RecipientAttestation:{register[:20]}?" if near else ""
 
 
 def _of_caller(name: str, caller: Caller | None) -> str | None:

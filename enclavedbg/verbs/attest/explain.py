@@ -6,13 +6,15 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from enclavedbg.errors import NsmError
 from enclavedbg.nsm.authority import default_folder
-from enclavedbg.nsm.findings import Status
+from enclavedbg.nsm.encoding import value_bytes
+from enclavedbg.nsm.findings import Check, Status
 from enclavedbg.nsm.record import report_record
 from enclavedbg.nsm.roots import AWS_ROOTS, ROOT_FILE_LIMIT, Root, development_root, roots_from
 from enclavedbg.nsm.tree import document_tree, safe, tree_lines
@@ -81,7 +83,8 @@ def run(options: argparse.Namespace) -> int:
     """Print tree and checks; 0 when the document is valid, 1 when not, 2 when it is none."""
     if options.document == STDIN and sys.stdin is not None and sys.stdin.isatty():
         raise UsageError("no document; name a file, or pipe one in (see enclavedbg attest explain --help)")
-    values = {name: getattr(options, name) for name in ("nonce", "user_data", "public_key")}
+    written = {name: getattr(options, name) for name in ("nonce", "user_data", "public_key")}
+    values = {name: None if text is None else parse_bytes(text) for name, text in written.items()}
     report = verify(
         read_document(options.document),
         roots=_roots(options.root, options.seed),
@@ -89,8 +92,9 @@ def run(options: argparse.Namespace) -> int:
         now=datetime.now(UTC),
         expect_pcrs=expected_registers(options.expect_pcr, options.expect_eif),
         allow_debug=options.allow_debug,
-        **{name: None if value is None else parse_bytes(value) for name, value in values.items()},
+        **values,
     )
+    warn(_forms_meant(written, report))
     if options.json:
         print_json(report_record(report))
     elif not report.readable:
@@ -104,6 +108,16 @@ def run(options: argparse.Namespace) -> int:
     if not report.readable:
         return 2
     return 0 if report.valid else 1
+
+
+def _forms_meant(written: Mapping[str, str | None], report: Report) -> Iterator[str]:
+    """Where a value does not fit as text, but would as hex or base64."""
+    failed = {finding.check for finding in report.failures}
+    for name, check in (("nonce", Check.NONCE), ("user_data", Check.USER_DATA), ("public_key", Check.PUBLIC_KEY)):
+        for form in ("hex", "base64") if check in failed else ():
+            with suppress(NsmError):
+                if value_bytes(f"{form}:{written[name]}") == report.reading.values.get(name):
+                    yield f"--{name.replace('_', '-')} was taken as text; {form}:{written[name]} would be equal"
 
 
 def _roots(given: Sequence[Path] | None, seed: int | None) -> list[Root]:

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import secrets
+import ssl
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"no certificates can be made for {claims.at:%Y-%m-%d}; name another time with --at") from None
     _make_folder(options.folder)
     try:
-        (options.folder / "root.pem").write_bytes(_pem(original.root.der))
+        (options.folder / "root.pem").write_text(ssl.DER_cert_to_PEM_cert(original.root.der))
         for name, document in documents.items():
             _write(options.folder, name, document, manifest(claims, name))
     except OSError as error:
@@ -145,10 +146,3 @@ def _make_folder(folder: Path) -> None:
 def _write(folder: Path, name: str, document: bytes, said: dict[str, Any]) -> None:
     (folder / f"{name}.bin").write_bytes(document)
     (folder / f"{name}.json").write_text(json.dumps(said, indent=2) + "\n")
-
-
-def _pem(der: bytes) -> bytes:
-    from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding
-
-    return x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from enclavedbg.errors import NsmError
+from enclavedbg.errors import EifError, NsmError
 from enclavedbg.machine.clock import Clock, entropy_source
 from enclavedbg.nsm.authority import Authority, default_folder
 from enclavedbg.nsm.encoding import document_bytes, value_bytes
@@ -73,12 +73,16 @@ def parse_when(text: str) -> datetime:
 
 
 def expected_registers(given: Sequence[tuple[int, bytes]], image: Path | None) -> dict[int, bytes]:
-    """The registers of an image, and those named one by one; raises UsageError when the two differ."""
+    """The registers of an image, and those named one by one; raises EifError, or UsageError when the two differ."""
     expected: dict[int, bytes] = {}
     if image is not None:
         from enclavedbg.verbs.eif.measure import measure_image
 
-        expected |= measure_image(image).as_mapping()
+        try:
+            expected |= measure_image(image).as_mapping()
+        except EifError as error:
+            # It is not the only file: say which.
+            raise EifError(f"{image}: {error}") from error
     for index, value in given:
         if expected.get(index, value) != value:
             raise UsageError(f"two values are expected of PCR{index}; name one")

@@ -165,6 +165,13 @@ def test_a_key_that_is_not_known_is_not_guessed() -> None:
             assert result.reason == "the request's value is not known here"
 
 
+def test_an_attestation_key_that_is_mistyped() -> None:
+    for key in ("kms:RecipientAttestaton:PCR0", "kms:RecipientAttestations:pcr0", "kms:ReceipientAttestation:pcr0"):
+        lookup = Request("kms:Decrypt", {}, None, {}).look_up(key)
+        assert lookup.values is None and lookup.note.endswith("; did you mean kms:RecipientAttestation:pcr0?")
+    assert "did you mean" not in Request("kms:Decrypt", {}, None, {}).look_up("kms:EncryptionContext:PCR0").note
+
+
 def test_several_values_in_the_request() -> None:
     assert judge("StringEquals", "a", ["a", "b"]).truth is UNKNOWN
     assert judge("ForAnyValue:StringEquals", "a", ["a", "b"]).truth is YES

@@ -82,6 +82,15 @@ def test_expectations(ours: list[str], capsys: pytest.CaptureFixture[str]) -> No
     assert out.endswith("\nNOT VALID; failed checks: expected PCRs, expected nonce\n")
 
 
+def test_a_value_that_was_meant_as_hex_or_base64(ours: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    hexed, based = b"a nonce".hex(), base64.b64encode(b"a nonce").decode()
+    for text, form in ((hexed, "hex"), (hexed.upper(), "hex"), (based, "base64")):
+        assert main(["attest", "explain", *ours, "--nonce", text]) == 1
+        assert f"warning: --nonce was taken as text; {form}:{text} would be equal" in capsys.readouterr().err
+    assert main(["attest", "explain", *ours, "--nonce", "00ff"]) == 1
+    assert capsys.readouterr().err == ""
+
+
 def test_a_value_that_is_no_text_is_the_bytes_that_were_typed(ours: list[str], tmp_path: Path) -> None:
     document = write(tmp_path, make_module().attest(nonce=b"\xff\x00\xfe"), "bytes.bin")
     assert main(["attest", "explain", document, *ours[1:], "--nonce", "hex:ff00fe"]) == 0
@@ -102,6 +111,9 @@ def test_the_registers_of_an_image(tmp_path: Path, capsys: pytest.CaptureFixture
     assert f"pass  expected PCRs            PCR0 is {measured[0].hex()}" in capsys.readouterr().out
     assert main(["attest", "explain", write(tmp_path, make_module().attest()), *arguments]) == 1
     assert main(["attest", "explain", write(tmp_path, document), *arguments, "--expect-pcr", f"0={'ab' * 48}"]) == 2
+    none = write(tmp_path, b"no image", "no.eif")
+    assert main(["attest", "explain", write(tmp_path, document), "--expect-eif", none]) == 2
+    assert f"enclavedbg: {none}: the file has 8 bytes" in capsys.readouterr().err
 
 
 def test_only_the_roots_given_are_trusted(ours: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,6 +164,7 @@ def test_json(ours: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["attest", "explain", *ours, "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert (shown["valid"], shown["document"]["nonce"]) == (True, b"a nonce".hex())
+    assert all(len(certificate["serial"]) % 2 == 0 for certificate in shown["document"]["certificates"])
     assert {"cbor", "signature", "module_id"} <= {check["check"] for check in shown["checks"]}
     assert main(["attest", "explain", *ours, "--json", "--nonce", "x"]) == 1
     failed = [c["check"] for c in json.loads(capsys.readouterr().out)["checks"] if c["status"] == "fail"]
