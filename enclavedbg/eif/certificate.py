@@ -116,7 +116,7 @@ def certificate_info(der: bytes) -> CertificateInfo:
             not_after=certificate.not_valid_after_utc,
             signature=certificate.signature,
         )
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+    except (ValueError, TypeError, KeyError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         reason = str(error).partition("\n")[0][:120]
         raise EifError(f"the signing certificate cannot be read ({reason}); use another certificate") from error
 

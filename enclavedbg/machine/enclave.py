@@ -235,10 +235,11 @@ class Enclave:
         except NsmError as error:
             if self.config.seed is not None:
                 self.publish(GuestWarning("nsm", f"{error}. Until then no documents are signed"))
-                return
-            self.nsm.authority = self._authority(ephemeral=True)
-            self.publish(GuestWarning("nsm", f"{error}. Until then documents are signed under a root of this run only"))
-            self.nsm.prepare()
+            else:
+                until = "Until then documents are signed under a root of this run only"
+                self.nsm.authority = self._authority(ephemeral=True)
+                self.publish(GuestWarning("nsm", f"{error}. {until}"))
+                self.nsm.prepare()
         if self.image.signature is not None:
             from enclavedbg.eif.signature import read_signature, verify_signature
 

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.x509.oid import NameOID
 
 from enclavedbg.errors import NsmError
+from enclavedbg.nsm.document import CERTIFICATE_LIMIT
 from enclavedbg.nsm.x509read import READ_ERRORS, first_line, quietly
 
 DOMAIN = "enclavedbg.invalid"
@@ -25,9 +26,6 @@ ORGANISATION = "enclavedbg development authority"
 UNIT = "not for production"
 COUNTRY = "XX"
 """A code that ISO 3166 leaves to users: no country."""
-
-DER_LIMIT = 1024
-"""Longest certificate that a document may carry."""
 
 _ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973
 """Of P-384's base point (SP 800-186, 3.2.1.4)."""
@@ -47,7 +45,8 @@ class Level:
 
     `subject` lists attributes in order, with `{id}` standing for 16 random hex digits, the instance id or the
     module id; `key_ids` tells whether the key-identifier extensions are there, as they are not everywhere.
-    `unknown_critical` adds an extension that nobody knows and nobody may ignore, for forgeries.
+    For forgeries, `may_sign` leaves out the key usage that its place in the chain needs, and `unknown_critical` adds an
+    extension that nobody knows and nobody may ignore.
     """
 
     name: str
@@ -58,6 +57,7 @@ class Level:
     sign_only_certificates: bool = False
     key_ids: bool = True
     crl: bool = False
+    may_sign: bool = True
     unknown_critical: bool = False
     backdate: timedelta = timedelta(seconds=3)
 
@@ -178,20 +178,20 @@ def issue(
     except UnsupportedAlgorithm as error:
         raise NsmError("signatures that repeat need OpenSSL 3.2 or newer behind cryptography; update that") from error
     der = certificate.public_bytes(serialization.Encoding.DER)
-    if len(der) > DER_LIMIT:
-        raise NsmError(f"the {level.name} certificate has {len(der)} bytes, expected at most {DER_LIMIT}")
+    if len(der) > CERTIFICATE_LIMIT:
+        raise NsmError(f"the {level.name} certificate has {len(der)} bytes, expected at most {CERTIFICATE_LIMIT}")
     return Link(key, certificate, der, repeatable)
 
 
 def _key_usage(level: Level) -> x509.KeyUsage:
     full_ca = level.ca and not level.sign_only_certificates
     return x509.KeyUsage(
-        digital_signature=full_ca or not level.ca,
+        digital_signature=full_ca or (not level.ca and level.may_sign),
         content_commitment=not level.ca,
         key_encipherment=False,
         data_encipherment=False,
         key_agreement=False,
-        key_cert_sign=level.ca,
+        key_cert_sign=level.ca and level.may_sign,
         crl_sign=full_ca,
         encipher_only=False,
         decipher_only=False,

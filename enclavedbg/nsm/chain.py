@@ -7,6 +7,7 @@ AWS says not to read.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -24,14 +25,16 @@ from enclavedbg.nsm.x509read import READ_ERRORS, first_line, quietly
 MAX_BUNDLE = 16
 """Certificates above the leaf; real chains have 4, and each costs a signature to check."""
 
-_KNOWN_CRITICAL = (ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE)
+_UNDERSTOOD = (ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE)
+_MUST_BE_UNDERSTOOD = (ExtensionOID.NAME_CONSTRAINTS, ExtensionOID.POLICY_CONSTRAINTS)
+"""They narrow what the certificates below may be, critical or not (RFC 5280, section 6.1.4)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChainCertificate:
     """The parts of a certificate that are checked, all read once so that a damaged one is refused up front.
 
-    `where` names it for people; `subject` and `issuer` are names as encoded.
+    `where` names it for people; `subject` and `issuer` are names in DER.
     """
 
     where: str
@@ -44,7 +47,8 @@ class ChainCertificate:
     not_after: datetime
     constraints: x509.BasicConstraints | None
     usage: x509.KeyUsage | None
-    unknown_critical: tuple[str, ...]
+    not_understood: tuple[str, ...]
+    """Object identifiers of extensions that nobody may ignore, and that are not looked at here."""
 
     def valid_at(self, at: datetime) -> bool:
         """Whether a time lies in its life."""
@@ -96,23 +100,27 @@ def _read(der: bytes, where: str, findings: Findings) -> ChainCertificate | None
         not_after,
         constraints if isinstance(constraints, x509.BasicConstraints) else None,
         usage if isinstance(usage, x509.KeyUsage) else None,
-        tuple(o.dotted_string for o, e in extensions.items() if e.critical and o not in _KNOWN_CRITICAL),
+        tuple(
+            oid.dotted_string
+            for oid, extension in extensions.items()
+            if (extension.critical and oid not in _UNDERSTOOD) or oid in _MUST_BE_UNDERSTOOD
+        ),
     )
 
 
 def check_root(chain: Sequence[ChainCertificate], roots: Collection[Root], findings: Findings) -> Root | None:
     """The pinned root that stands at the top, byte for byte: whatever else is there is not trusted."""
-    fingerprints = [Root.of(certificate.der) for certificate in chain]
+    fingerprints = [hashlib.sha256(certificate.der).digest() for certificate in chain]
     for root in roots:
-        if fingerprints[0].fingerprint == root.fingerprint:
+        if fingerprints[0] == root.fingerprint:
             findings.passed(Check.ROOT, f"{root.name}, SHA-256 {root.fingerprint.hex()}")
             return root
-    reason = f"cabundle[0] has SHA-256 {fingerprints[0].fingerprint.hex()}, which is none of the roots trusted here: "
+    reason = f"cabundle[0] has SHA-256 {fingerprints[0].hex()}, which is none of the roots trusted here: "
     reason += ", ".join(root.name for root in roots) or "there are none"
-    if DOMAIN in chain[0].certificate.subject.rfc4514_string():
+    if DOMAIN.encode() in chain[0].subject:
         reason += "; it is one of enclavedbg's own: of a run with --seed or --ephemeral-authority, or of another user"
     for certificate, found in zip(chain[1:], fingerprints[1:], strict=True):
-        if any(found.fingerprint == root.fingerprint for root in roots):
+        if any(found == root.fingerprint for root in roots):
             reason += f"; that is {certificate.where}, so the order is wrong: the root comes first"
     findings.failed(Check.ROOT, reason)
     return None
@@ -169,13 +177,11 @@ def check_constraints(chain: Sequence[ChainCertificate], findings: Findings) -> 
             fail(f"{certificate.where} allows {constraints.path_length} CA certificates below it, {below} are there")
     if leaf.constraints is not None and leaf.constraints.ca:
         fail("the leaf certificate is a CA certificate")
-    elif leaf.constraints is not None and leaf.constraints.path_length is not None:
-        fail("the leaf certificate has a path length, which only a CA's may have")
     if leaf.usage is None or not leaf.usage.digital_signature:
         fail("the leaf certificate may not sign documents (key usage digitalSignature)")
     for certificate in chain:
-        for oid in certificate.unknown_critical:
-            fail(f"{certificate.where} has the unknown critical extension {oid}")
+        for oid in certificate.not_understood:
+            fail(f"{certificate.where} has the extension {oid}, which must not be ignored and is not understood here")
     findings.passed_unless_failed(Check.CONSTRAINTS, "CA flags, path lengths and key usages are as they should be")
 
 

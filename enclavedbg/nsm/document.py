@@ -36,7 +36,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class MapEncoding(Enum):
-    """How the payload's map is written; real modules did the first until 2024, and have done the second since 2025."""
+    """How the payload's map is written; real documents until 2024 have the first, and those since 2025 the second."""
 
     DEFINITE = "definite"
     INDEFINITE = "indefinite"
@@ -62,7 +62,7 @@ def sign_document(
     fields = {
         "module_id": module_id,
         "digest": DIGEST,
-        "timestamp": (timestamp - EPOCH) // timedelta(milliseconds=1),
+        "timestamp": timestamp_of(timestamp),
         "pcrs": dict(pcrs),
         "certificate": credentials.certificate,
         "cabundle": list(credentials.cabundle),
@@ -84,6 +84,11 @@ def indefinite(encoded_map: bytes) -> bytes:
 def envelope(payload: bytes, sign: Callable[[bytes], bytes], *, protected: bytes = PROTECTED) -> bytes:
     """A COSE_Sign1 around any payload, untagged as the real module's."""
     return cbor2.dumps([protected, {}, payload, sign(signed_bytes(protected, payload))])
+
+
+def timestamp_of(at: datetime) -> int:
+    """An aware time as a document has it, in milliseconds since 1970."""
+    return (at - EPOCH) // timedelta(milliseconds=1)
 
 
 def time_of(timestamp_ms: int) -> datetime:

@@ -22,6 +22,7 @@ from enclavedbg.errors import NsmError
 READ_ERRORS = (
     ValueError,
     TypeError,
+    KeyError,
     UnsupportedAlgorithm,
     x509.InvalidVersion,
     x509.DuplicateExtension,

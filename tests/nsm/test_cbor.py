@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enclavedbg.nsm.cbor import CborError, DuplicateKeyError, Simple, Tagged, TrailingBytesError, decode
+from enclavedbg.nsm.cbor import MAX_DEPTH, CborError, DuplicateKeyError, Simple, Tagged, TrailingBytesError, decode
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_examples_of_the_rfc(encoded: str, value: object) -> None:
     [
         "",  # nothing
         "18",  # number cut off
-        "1c",  # reserved additional information
+        "1c" + "00" * 16,  # reserved additional information
         "4201",  # string cut off
         "5bffffffffffffffff00",  # longer than memory
         "9bffffffffffffffff00",
@@ -73,11 +73,12 @@ def test_examples_of_the_rfc(encoded: str, value: object) -> None:
         "82ff00",
         "c1ff",
         "f800",  # simple value below 32 in two bytes
-        "fc",
+        "fc" + "00" * 16,
         "a1f600",  # keys that are no integer, text or bytes
         "a1f500",
         "a18000",
         "a1f93c0000",
+        "81" * (MAX_DEPTH + 1) + "00",
         "81" * 40,
         "c1" * 4000 + "00",
     ],
@@ -85,6 +86,13 @@ def test_examples_of_the_rfc(encoded: str, value: object) -> None:
 def test_damaged_items_are_refused(encoded: str) -> None:
     with pytest.raises(CborError):
         decode(bytes.fromhex(encoded))
+
+
+def test_the_deepest_that_is_read() -> None:
+    found = decode(bytes.fromhex("81" * MAX_DEPTH + "00"))
+    for _ in range(MAX_DEPTH):
+        (found,) = found
+    assert found == 0
 
 
 def test_trailing_bytes_and_duplicate_keys_have_errors_of_their_own() -> None:

@@ -11,7 +11,7 @@ import cbor2
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -151,6 +151,8 @@ def spoiler(at: int, **change: Any) -> Callable[[int, Level], Level]:
         (spoiler(2, path_length=0), r"cabundle\[2\] allows 0"),
         (spoiler(3, ca=False, path_length=None), r"cabundle\[3\] is not a CA certificate"),
         (spoiler(4, ca=True), "leaf certificate is a CA"),
+        (spoiler(1, may_sign=False), r"cabundle\[1\] may not sign certificates"),
+        (spoiler(4, may_sign=False), "leaf certificate may not sign documents"),
     ],
 )
 def test_constraints(spoil: Callable[[int, Level], Level], message: str) -> None:
@@ -162,7 +164,12 @@ def test_constraints(spoil: Callable[[int, Level], Level], message: str) -> None
 
 def leaf_with(chain: Chain, *extensions: tuple[x509.ExtensionType, bool]) -> bytes:
     """Another leaf for the chain's key, with only these extensions."""
-    old, issuer = chain.links[-1], chain.links[-2]
+    return certificate_with(chain, len(chain.links) - 1, *extensions)
+
+
+def certificate_with(chain: Chain, place: int, *extensions: tuple[x509.ExtensionType, bool]) -> bytes:
+    """Another certificate for the key at a place of the chain, with only these extensions."""
+    old, issuer = chain.links[place], chain.links[place - 1]
     builder = (
         x509.CertificateBuilder()
         .subject_name(old.certificate.subject)
@@ -190,8 +197,69 @@ def test_leaf_without_key_usage() -> None:
 def test_unknown_critical_extension() -> None:
     chain = Chain.make()
     unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
-    with pytest.raises(DocumentError, match=r"unknown critical extension 1\.2\.3\.4"):
+    with pytest.raises(DocumentError, match=r"the extension 1\.2\.3\.4, which must not be ignored"):
         believed(chain.document(leaf=leaf_with(chain, (_signing_usage(), False), (unknown, True))), root=chain.root)
+    believed(chain.document(leaf=leaf_with(chain, (_signing_usage(), False), (unknown, False))), root=chain.root)
+
+
+@pytest.mark.parametrize(
+    ("extension", "oid"),
+    [
+        (x509.NameConstraints([x509.DNSName("example.com")], None), "2.5.29.30"),
+        (x509.PolicyConstraints(0, None), "2.5.29.36"),
+    ],
+)
+def test_constraints_that_are_not_understood(extension: x509.ExtensionType, oid: str) -> None:
+    chain = Chain.make()
+    leaf = leaf_with(chain, (_signing_usage(), False), (extension, False))
+    with pytest.raises(DocumentError, match=f"the extension {oid}, which must not be ignored"):
+        believed(chain.document(leaf=leaf), root=chain.root)
+
+
+def test_ca_without_the_extensions_of_one() -> None:
+    chain = Chain.make()
+    above, below = chain.links[:3], chain.links[4:]
+    assert len(below) == 1
+    instance = certificate_with(chain, 3)
+    bundle = [*(link.der for link in above), instance]
+    reasons = {f.reason for f in report_of(chain.document(bundle=bundle), root=chain.root).failures}
+    assert reasons == {
+        "cabundle[3] is not a CA certificate, and issued the next one",
+        "cabundle[3] may not sign certificates (key usage keyCertSign)",
+    }
+
+
+def test_leaf_with_the_path_length_of_a_ca() -> None:
+    chain = Chain.make()
+    constraints = x509.UnrecognizedExtension(x509.BasicConstraints.oid, bytes.fromhex("3003020100"))
+    leaf = leaf_with(chain, (_signing_usage(), False), (constraints, True))
+    assert refused(chain.document(leaf=leaf), root=chain.root) is Check.CERTIFICATES
+
+
+def test_key_that_is_not_of_an_elliptic_curve() -> None:
+    chain = Chain.make()
+    issuer, old = chain.links[-2], chain.links[-1].certificate
+    rsa_leaf = (
+        x509.CertificateBuilder()
+        .subject_name(old.subject)
+        .issuer_name(issuer.certificate.subject)
+        .public_key(rsa.generate_private_key(65537, 2048).public_key())
+        .serial_number(1)
+        .not_valid_before(old.not_valid_before_utc)
+        .not_valid_after(old.not_valid_after_utc)
+        .sign(issuer.key, hashes.SHA384())
+    )
+    with pytest.raises(DocumentError, match="has a key that is not of P-384"):
+        believed(chain.document(leaf=rsa_leaf.public_bytes(serialization.Encoding.DER)), root=chain.root)
+
+
+def test_first_and_last_second_of_a_certificate() -> None:
+    chain = Chain.make()
+    leaf = chain.links[-1].certificate
+    for at, second in ((leaf.not_valid_before_utc, -1), (leaf.not_valid_after_utc, 1)):
+        believed(chain.document(), root=chain.root, at=at)
+        with pytest.raises(DocumentError, match="is valid from"):
+            believed(chain.document(), root=chain.root, at=at + timedelta(seconds=second))
 
 
 def test_certificates_of_other_kinds() -> None:
@@ -252,6 +320,24 @@ def test_expected_values_of_the_wrong_form() -> None:
     assert status(report, Check.PCRS)[1].startswith("PCR0 is not known, as the registers are not of the right form")
     record = report_record(report)["document"]
     assert (record["pcrs"], record["debug_mode"], record["nonce"]) == (None, None, None)
+
+
+@pytest.mark.parametrize("header", [{1: -35.0}, {True: -35}, {1.0: -35}, {1: -35, 2: []}, {1: "ES384"}, [1, -35]])
+def test_headers_that_only_look_right(header: object) -> None:
+    _, unprotected, payload, signature = cbor2.loads(DOCUMENT)
+    document = cbor2.dumps([cbor2.dumps(header), unprotected, payload, signature])
+    assert status(report_of(document), Check.PROTECTED_HEADER)[0] is Status.FAIL
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_an_image_register_that_is_missing(index: int) -> None:
+    chain = Chain.make()
+    credentials = Credentials(chain.links[-1].der, tuple(link.der for link in chain.links[:-1]), chain.links[-1].sign)
+    pcrs = {other: value for other, value in PCRS.items() if other != index}
+    document = sign_document(credentials, module_id=MODULE_ID, timestamp=START, pcrs=pcrs)
+    assert status(report_of(document, root=chain.root), Check.DEBUG_MODE) == (
+        Status.FAIL, f"PCR{index} missing: nothing says which image ran"
+    )  # fmt: skip
 
 
 def test_any_buffer_is_a_document_and_a_time_needs_a_zone() -> None:

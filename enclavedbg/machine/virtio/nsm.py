@@ -74,7 +74,7 @@ class VirtioNsm:
         answered = False
         # The bound is that of one round of the ring: more can only come from another CPU, which will kick.
         for _ in range(ring.available() // 2):
-            if self._first is None and self._schedule.stopping:
+            if self._schedule.stopping:
                 # One request, one stop: the next is not even heard of until the guest goes on.
                 self._wait(0)
                 break

@@ -61,6 +61,7 @@ GENUINE: dict[str, tuple[str, Maker]] = {
 }
 """What must be accepted, since a verifier that refuses everything passes no test: what each is, and its maker."""
 
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How to make a forgery; `published` tells whether AWS publishes the rule that it breaks.
@@ -149,6 +150,16 @@ def _missing_intermediate(original: Original) -> bytes:
 @_forgery("non-ca-issuer", "the certificate that issued the leaf is not a CA's", Check.CONSTRAINTS)
 def _non_ca_issuer(original: Original) -> bytes:
     return original.document(original.make_chain(spoil={"instance": changed(ca=False, path_length=None)}))
+
+
+@_forgery("no-cert-sign", "the zonal certificate may not sign certificates (key usage)", Check.CONSTRAINTS)
+def _no_cert_sign(original: Original) -> bytes:
+    return original.document(original.make_chain(spoil={"zonal": changed(may_sign=False)}))
+
+
+@_forgery("no-digital-signature", "the leaf certificate may not sign documents (key usage)", Check.CONSTRAINTS)
+def _no_digital_signature(original: Original) -> bytes:
+    return original.document(original.make_chain(spoil={"leaf": changed(may_sign=False)}))
 
 
 @_forgery("path-too-long", "the regional certificate allows no CA below it, and there are two", Check.CONSTRAINTS)

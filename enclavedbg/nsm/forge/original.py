@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from enclavedbg.nsm.authority import Authority
 from enclavedbg.nsm.certificates import LEAF, LEVELS, Level, Link, issue, private_key, random_serial
-from enclavedbg.nsm.document import DIGEST, EPOCH, PROTECTED, envelope
+from enclavedbg.nsm.document import DIGEST, PROTECTED, envelope, timestamp_of
 
 Spoil = Callable[[Level], Level]
 """Makes of a kind of certificate another one."""
@@ -91,7 +91,7 @@ class Original:
         return {
             "module_id": claims.module_id,
             "digest": DIGEST,
-            "timestamp": int((claims.at - EPOCH).total_seconds() * 1000),
+            "timestamp": timestamp_of(claims.at),
             "pcrs": dict(claims.pcrs),
             "certificate": links[-1].der,
             "cabundle": [link.der for link in links[:-1]],

@@ -16,11 +16,18 @@ from enclavedbg.nsm.keypolicy.principals import Caller, CallerKind, callers_name
 from enclavedbg.nsm.keypolicy.registers import Registers
 from enclavedbg.nsm.keypolicy.request import Request, register_of
 from enclavedbg.nsm.keypolicy.statements import StatementResult, judge_statement
+from enclavedbg.nsm.keypolicy.strictjson import PolicyError
 from enclavedbg.nsm.keypolicy.truth import Truth
 from enclavedbg.nsm.pcr import DEBUG_ZEROED, PCR_COUNT, ZERO
 
 DEBUG_MODE: Registers = {index: ZERO if index in DEBUG_ZEROED else None for index in range(PCR_COUNT)}
 """What a debug-mode enclave attests: the image's registers are zeros, the others may hold anything."""
+
+
+WORK_LIMIT = 300_000
+"""Names and values that a policy may have compared for its findings: about a second's work. An honest policy of 32 KiB,
+the most that KMS takes, stays below it: one for 400 roles comes to 180,000.
+"""
 
 
 class FindingKind(Enum):
@@ -58,9 +65,13 @@ class _Access:
 
 
 def find(policy: KeyPolicy, action: str) -> Iterator[Finding]:
-    """The findings for one action, in the order of the statements; none when it takes no document at all."""
+    """The findings for one action, in the order of the statements; none when it takes no document at all.
+
+    Raises PolicyError for a policy that is made to take long.
+    """
     if not Request(action, None, None, {}).takes_document:
         return
+    _check_work(policy)
     for statement in policy.statements:
         if statement.effect is not Effect.ALLOW:
             continue
@@ -73,6 +84,27 @@ def find(policy: KeyPolicy, action: str) -> Iterator[Finding]:
         # Not twice the same: where both depend on something, no document at all is the worse.
         if any(access.certain for access in with_zeros) or (with_zeros and not without):
             yield _debug_mode(statement, action, with_zeros)
+
+
+def _check_work(policy: KeyPolicy) -> None:
+    """Each statement that allows is tried for each that it names, against all statements that deny."""
+    callers = sum(
+        len(set(callers_named(statement.principals)))
+        for statement in policy.statements
+        if statement.effect is Effect.ALLOW
+    )
+    size = sum(
+        1
+        + len(statement.principals.named)
+        + (len(statement.actions.values) if statement.actions is not None else 0)
+        + sum(len(condition.values) for condition in statement.conditions)
+        for statement in policy.statements
+    )
+    if callers * size > WORK_LIMIT:
+        raise PolicyError(
+            f"{callers} principals that are allowed times {size} names and values: too much to try one by one, "
+            f"expected a product of at most {WORK_LIMIT}"
+        )
 
 
 def _accesses(policy: KeyPolicy, statement: Statement, action: str, registers: Registers | None) -> Iterator[_Access]:

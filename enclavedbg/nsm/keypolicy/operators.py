@@ -75,13 +75,14 @@ def parse_operator(text: str) -> Operator:
     return Operator(text, entry.name, entry.kind, entry.negated, if_exists, quantifier)
 
 
-@lru_cache(maxsize=1 << 16)
 def glob_matches(pattern: str, text: str) -> bool:
     """`*` is any text and `?` one character.
 
     What stands between the stars is found from left to right, each piece at its first place, so a hostile pattern takes
-    no more steps than an honest one of its length. Findings ask the same again for each principal.
+    no more steps than an honest one of its length.
     """
+    if len(pattern) - pattern.count("*") > len(text):
+        return False
     first, *others = _pieces(pattern)
     match = first.match(text)
     if match is None or not others:

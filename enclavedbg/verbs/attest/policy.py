@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from enclavedbg.nsm.reading import decode_document
 from enclavedbg.nsm.x509read import read_public_key
 from enclavedbg.options import UsageError
 from enclavedbg.verbs.attest.inputs import STDIN, read_document, read_input
-from enclavedbg.verbs.eif.output import safe
+from enclavedbg.verbs.eif.output import print_json, safe
 
 FILE_LIMIT = 1 << 20
 
@@ -78,8 +77,7 @@ def run(options: argparse.Namespace) -> int:
         policy, document.pcrs, action=options.action, principal=options.principal, context=_context(options.context)
     )
     if options.json:
-        # ASCII: text from the policy stays exact, and harmless to a terminal.
-        print(json.dumps(record(result, document), indent=2))
+        print_json(record(result, document))
     else:
         print("\n".join(safe(line) for line in lines(result, document)))
     return 0 if result.allowed else 1

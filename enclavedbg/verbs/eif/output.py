@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable
 
 from enclavedbg.eif.measure import Measured, Measurements
 from enclavedbg.eif.walk import Walk
 
+_UNSHOWABLE = re.compile(r"[^\x20-\x7e]")
+
 
 def print_json(value: object) -> None:
-    """Two spaces of indentation, and characters as they are where standard output can show them."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    """Two spaces of indentation, and characters as they are where they can be shown and nothing acts on them."""
+    text = _UNSHOWABLE.sub(_escaped, json.dumps(value, indent=2, ensure_ascii=False))
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
-        text = json.dumps(value, indent=2)
+        text = _UNSHOWABLE.sub(_escaped, json.dumps(value, indent=2))
     print(text)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    """A character of a JSON string by its number (RFC 8259, section 7), unless it is printable or the layout's own."""
+    character = match[0]
+    if character.isprintable() or character == "\n":
+        return character
+    return "\\u007f" if character == "\x7f" else json.dumps(character)[1:-1]
 
 
 def print_measurements(measurements: Measurements) -> None:

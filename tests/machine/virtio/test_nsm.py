@@ -15,7 +15,7 @@ from enclavedbg.machine.events import GuestWarning
 from enclavedbg.machine.memory import GuestMemory
 from enclavedbg.machine.virtio.mmio import VirtioMmio
 from enclavedbg.machine.virtio.nsm import VirtioNsm
-from enclavedbg.nsm.events import NsmExchange
+from enclavedbg.nsm.events import NsmExchange, NsmRequest
 from enclavedbg.nsm.faults import parse_fault
 from enclavedbg.nsm.pcr import ZERO
 from enclavedbg.nsm.wire import (
@@ -72,12 +72,19 @@ class Guest:
         self.schedule = Schedule()
         self.size = size
         self.events: list[object] = []
-        self.module = make_module(emit=self.events.append)
+        self.stops_at: type | None = None
+        """A kind of event that stops the machine."""
+        self.module = make_module(emit=self.hear)
         self.line = RecordingLine()
         self.device = VirtioNsm(self.module, schedule=self.schedule)
         self.mmio = VirtioMmio(self.device, self.memory, irq=self.line, publish=self.events.append)
         self.driver = GuestDriver(self.memory, self.mmio, base=0x1_0000)
         self.probe()
+
+    def hear(self, event: object) -> None:
+        self.events.append(event)
+        if self.stops_at is not None and isinstance(event, self.stops_at):
+            self.schedule.stopping = True
 
     def probe(self) -> None:
         (self.queue,) = self.driver.probe(1, sizes=[self.size])
@@ -389,6 +396,21 @@ def test_a_stop_before_the_answer_leaves_the_request_in_the_ring() -> None:
     guest.schedule.stopping = False
     assert guest.schedule.run() == [0]
     assert guest.finished() == "LockPCR"
+
+
+def test_a_catchpoint_that_hears_of_the_request_holds_its_answer() -> None:
+    guest = Guest(size=16)
+    guest.stops_at = NsmRequest
+    guest.begin(LockPCR(20))
+    assert guest.finished() is None
+    assert [type(event) for event in guest.events] == [NsmRequest], "heard of, not answered, and nothing is locked"
+    # Another kick while the machine stands still changes nothing.
+    guest.driver.kick(0)
+    assert guest.finished() is None
+    guest.schedule.stopping = False
+    assert guest.schedule.run() == [0]
+    assert guest.finished() == "LockPCR"
+    assert sum(isinstance(event, NsmRequest) for event in guest.events) == 1
 
 
 def test_a_request_that_is_put_off_is_in_a_saved_state() -> None:

@@ -457,6 +457,29 @@ def test_a_deny_of_debug_mode_says_so() -> None:
     assert "debug mode" not in answer(excluded).verdict
 
 
+@pytest.mark.parametrize(
+    "statements",
+    [
+        [enclave({"StringLike": {"kms:RecipientAttestation:PCR0": "*"}}, Principal={"Service": names}), deny(values)]
+        for names, values in [
+            (
+                [f"{n:x}.amazonaws.com" for n in range(700)],
+                {"StringEquals": {"kms:RecipientAttestation:PCR0": [f"{n:x}" for n in range(2000)]}},
+            )
+        ]
+    ]
+    + [[enclave(None, Principal={"AWS": [f"{n:012d}" for n in range(1400)]})]],
+)
+def test_a_policy_made_to_take_long_is_refused(statements: list[dict[str, Any]]) -> None:
+    with pytest.raises(PolicyError, match="too much to try one by one, expected a product of at most 300000"):
+        answer(*statements)
+
+
+def test_a_policy_for_hundreds_of_roles_is_not() -> None:
+    roles = [f"arn:aws:iam::{n:012d}:role/an-enclaves-role" for n in range(400)]
+    assert answer(enclave(Principal={"AWS": roles}), principal=roles[-1]).allowed
+
+
 # Anything.
 
 NAMES = st.sampled_from(
