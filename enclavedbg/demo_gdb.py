@@ -101,6 +101,8 @@ async def _visit(
     say: Callable[[str], None],
 ) -> str:
     began = time.monotonic()
+    # The kernel's symbols are made when gdb asks for them, which takes a busy machine more than gdb's two seconds.
+    await asyncio.to_thread(gdb.command, "-gdb-set remotetimeout 30")
     await asyncio.to_thread(gdb.command, f"-target-select remote {address}")
     expect(not enclave.debug.running, "gdb attached, and the enclave runs on")
     await asyncio.to_thread(gdb.command, f"-break-insert {FUNCTION}")

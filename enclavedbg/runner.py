@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 UNREAD_LIMIT = 64 << 20
 """Characters of console kept for a standard output that nobody reads."""
 
-LAST_WORDS_SECONDS = 0.3
+LAST_WORDS_SECONDS = 0.5
 """How long an interrupted run waits for a terminal that takes no text."""
 
 GREETING = "Commands: help (Tab completes). Leave: quit."

@@ -30,9 +30,8 @@ COMMANDS = CommandTable()
 async def stop(session: Session, words: list[str]) -> Text:
     """Stop the machine; guest time stands still."""
     session.require_alive()
-    if not session.target.running:
+    if await session.interrupt() is None:
         return [("", "It is stopped already:\n"), *await where(session)]
-    await session.until_stopped(session.target.interrupt)
     return await where(session)
 
 
@@ -61,7 +60,7 @@ async def step(session: Session, words: list[str]) -> Text:
     session.hushed = True
     try:
         for _ in range(max(1, min(count, 10_000))):
-            stop = await session.until_stopped(session.target.step)
+            stop = await session.step()
             if stop.reason != STEPPED:
                 text = lines(f"stop: {stop.summary()}", "value")
                 break

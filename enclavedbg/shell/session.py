@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from enclavedbg.errors import SymbolError
+from enclavedbg.errors import EnclaveDbgError, SymbolError
 from enclavedbg.machine.cpu.state import CpuState
 from enclavedbg.machine.events import Event, EventStream, GuestStopped, Record
 from enclavedbg.shell.table import CommandError
@@ -43,6 +43,8 @@ LIVE = frozenset({"boot", "console", "nsm.exchange", "nsm.pcr", "vsock.connectio
 """Kinds of events that are shown as they happen, unless the person chooses others."""
 
 STOP_SECONDS = 5.0
+GIVE_UP_SECONDS = 0.5
+"""For a stop that is on its way when its command is given up: HLT takes up to 55 ms, a tick of the timer."""
 
 INTERRUPTED = "interrupted"
 """The reason of a stop that a debugger asked for."""
@@ -226,15 +228,32 @@ class Session:
 
     # --- stops
 
-    async def until_stopped(self, action: Callable[[], None]) -> GuestStopped:
-        """Do `action` and wait for the stop that follows it; raises CommandError after five seconds without one."""
+    async def step(self) -> GuestStopped:
+        """Execute one instruction of a stopped machine; the stop behind it."""
         with self.stops() as stopped:
-            action()
-            try:
-                async with asyncio.timeout(STOP_SECONDS):  # wait_for would lose a Ctrl-C that comes with the stop
-                    return await stopped
-            except TimeoutError:
-                raise CommandError(f"the machine did not stop within {STOP_SECONDS:.0f} s; try `stop` again") from None
+            self.target.step()
+            return await self._reached(stopped)
+
+    async def interrupt(self) -> GuestStopped | None:
+        """Stop the machine; None when it stands already."""
+        # Heard before it is looked at: it may stop by itself in between.
+        with self.stops() as stopped:
+            if not self.target.running:
+                return None
+            self.target.interrupt()
+            return await self._reached(stopped)
+
+    async def _reached(self, stopped: asyncio.Future[GuestStopped]) -> GuestStopped:
+        """Wait for a stop that is on its way; raises CommandError after five seconds without one."""
+        try:
+            async with asyncio.timeout(STOP_SECONDS):  # wait_for would lose a Ctrl-C that comes with the stop
+                return await asyncio.shield(stopped)
+        except TimeoutError:
+            raise CommandError(f"the machine did not stop within {STOP_SECONDS:.0f} s; try `stop` again") from None
+        except asyncio.CancelledError:
+            # The stop comes all the same, and the next command must not meet it.
+            await asyncio.wait([stopped], timeout=GIVE_UP_SECONDS)
+            raise
 
     @contextmanager
     def stops(self) -> Iterator[asyncio.Future[GuestStopped]]:
@@ -274,7 +293,7 @@ class Session:
         self.hushed = True
         stop: GuestStopped | None = None
         try:
-            stop = await self.until_stopped(self.target.interrupt)
+            stop = await self.interrupt()
             return change()
         finally:
             if stop is not None and stop.reason == INTERRUPTED:
@@ -293,7 +312,12 @@ class Session:
                 self.hushed = False
 
         unsubscribe = self.enclave.events.subscribe(listen)
-        self.target.resume()
+        try:
+            self.target.resume()
+        except EnclaveDbgError:
+            # The run has ended, before anyone listened.
+            unsubscribe()
+            self.hushed = False
 
     def require_alive(self) -> None:
         """Raise CommandError when the enclave has ended."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from enclavedbg.errors import GuestFault, MachineError
+from enclavedbg.shell.commands import COMMANDS
 from enclavedbg.shell.table import CommandError
 
 from .conftest import Live
@@ -16,7 +17,8 @@ pytestmark = pytest.mark.live
 
 def test_stop_says_where_and_continue_goes_on(live: Live) -> None:
     text = live.command("stop")
-    assert re.search(r"^\w+(\+0x[0-9a-f]+)?:\n=> [0-9a-f]{16}  \w", text, re.M)
+    # No name in a user program; dots in the names of functions that the compiler cloned.
+    assert re.search(r"^(?:[\w.]+(?:\+0x[0-9a-f]+)?:\n)?=> [0-9a-f]{16}  \w", text, re.M)
     assert not live.enclave.debug.running
     assert live.command("stop").startswith("It is stopped already")
     assert live.command("c") == ""
@@ -173,8 +175,27 @@ def test_a_mistyped_symbol_gets_a_suggestion(live: Live) -> None:
         live.command("break zzzz")
 
 
+def test_steps_that_are_given_up_leave_a_machine_that_stands(stopped: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    debug = stopped.enclave.debug
+    step = debug.step
+
+    async def give_up() -> None:
+        work = asyncio.create_task(COMMANDS.run(stopped.session, "step 10000"))
+        # Ctrl-C comes when a step has begun.
+        monkeypatch.setattr(debug, "step", lambda: (step(), asyncio.get_running_loop().call_soon(work.cancel)))
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        assert not debug.running
+
+    for _ in range(5):
+        stopped.call(give_up())
+    assert stopped.command("c") == "", "and goes on at once"
+    assert debug.running
+
+
 def test_early_code_is_not_taken_for_a_user_program(stopped: Live) -> None:
     debug = stopped.enclave.debug
+    at_poll(stopped)
     before = debug.state()
     assert before.cpl == 0
     try:
