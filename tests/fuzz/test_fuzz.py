@@ -55,8 +55,8 @@ def test_seeds_and_their_mutations(name: str) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed (make fuzz does)")
 @pytest.mark.parametrize("name", NAMES)
-def test_a_few_seconds_of_atheris(name: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.fuzz", name, "--seconds", "3", "--folder", str(tmp_path)]
+def test_a_little_of_atheris(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.fuzz", name, "--runs", "5000", "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "nothing failed" in done.stdout

@@ -122,9 +122,8 @@ class FakeMachine:
 
     def stop_with(self, reason: StopReason | None, verdict: FakeVerdict | None = None) -> None:
         """Stop; with a verdict the machine is held at its end, and the next resume publishes it."""
-        self.running = False
         if self.verdict is not None:
-            self.ended = True
+            self.running, self.ended = False, True
             self.events.publish(self.verdict)
             return
         self.stop_reason, self.verdict = reason, verdict
@@ -132,6 +131,7 @@ class FakeMachine:
             self.verdict = FakeVerdict("hang: the CPU halted with interrupts off", 12)
         elif isinstance(reason, TripleFault) and verdict is None:
             self.verdict = FakeVerdict("triple fault", 11)
+        self.running = False
         self.events.publish(GuestStopped(type(reason).__name__, self.cpu.rip))
 
     def _execute(self) -> CpuStop | None:

@@ -7,11 +7,14 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from enclavedbg.gdbstub.framing import encode
 from enclavedbg.gdbstub.monitor import MonitorCommand
 from enclavedbg.gdbstub.server import GdbServer
 from tests.gdbstub.fake import FakeMachine
+
+_T = TypeVar("_T")
 
 
 class Serving:
@@ -28,6 +31,14 @@ class Serving:
         """A connection of a client that speaks the protocol itself."""
         with socket.create_connection((self.host, self.port), timeout=10) as connection:
             yield PlainClient(connection)
+
+    def on_loop(self, look: Callable[[], _T]) -> _T:
+        """What a function says on the server's own thread."""
+
+        async def call() -> _T:
+            return look()
+
+        return asyncio.run_coroutine_threadsafe(call(), self.loop).result(10)
 
     def settle(self) -> None:
         """Wait until the event loop has done what it had to do by now."""

@@ -35,7 +35,7 @@ def served() -> Iterator[Serving]:
 
 def gdb(served: Serving, *commands: str, status: int = 0) -> str:
     """Run gdb with commands after it has attached, and take all it wrote."""
-    arguments = ["gdb", "--nx", "--batch", "-ex", "set tcp connect-timeout 5"]
+    arguments = ["gdb", "--nx", "--batch", "-ex", "set tcp connect-timeout 5", "-ex", "set remotetimeout 30"]
     for command in (f"target remote {served.host}:{served.port}", *commands):
         arguments += ["-ex", command]
     done = subprocess.run(

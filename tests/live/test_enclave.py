@@ -109,11 +109,10 @@ def test_every_end_has_a_verdict(command: str, outcome: Outcome, words: str) -> 
 
 
 def test_a_kernel_that_spins_with_interrupts_off_is_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vcpu, "DEAF_NS", 1_000_000_000)
-
     async def scene() -> None:
         async with running() as run:
             await run.until_console(READY)
+            monkeypatch.setattr(vcpu, "DEAF_NS", 1_000_000_000)
             assert await run.command("hang kernel") == b"ok\n"
             verdict = await run.verdict()
             assert verdict.outcome is Outcome.HANG

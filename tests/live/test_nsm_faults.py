@@ -113,6 +113,7 @@ def test_gdb_catches_an_attestation_request() -> None:
             async with serving_gdb(run.enclave, Address("127.0.0.1", 0), session) as server:
                 host, port = server.address
                 commands = [
+                    "set remotetimeout 30",
                     f"target remote {host}:{port}", "monitor catch nsm Attestation", "continue", "bt", "x/i $pc",
                     "monitor nsm 1", "monitor delete", "detach",
                 ]  # fmt: skip

@@ -82,6 +82,8 @@ def test_a_deadline_can_come_nearer(bell: Bell) -> None:
 def test_a_deadline_can_go_away(bell: Bell) -> None:
     assert bell.alarm.enter(0.01)
     bell.alarm.rearm(LONG)
+    while bell.heard(0):
+        pass  # it was late, and rang before the deadline went away
     assert bell.silent()
 
 
@@ -93,8 +95,9 @@ def test_rearming_outside_of_the_guest_does_nothing(bell: Bell) -> None:
 
 
 def test_closing_ends_the_thread() -> None:
+    before = threading.enumerate()
     bell = Bell()
     bell.alarm.enter(0.0)
     assert bell.heard()
     bell.alarm.close()
-    assert "enclavedbg-alarm" not in [t.name for t in threading.enumerate()]
+    assert set(threading.enumerate()) <= set(before)

@@ -91,7 +91,7 @@ def test_two_debuggers_that_resume_at_once_make_one_run(machine: ScriptedMachine
     machine.stopped()
     machine.vcpu.step()
     assert machine.stopped().reason == "stepped"
-    assert machine.engine.runs == 1
+    assert len(machine.events.history("resume")) == 2, "one for both, one for the step"
 
 
 def test_steps(machine: ScriptedMachine) -> None:
@@ -193,7 +193,7 @@ def test_an_end_is_held_for_a_debugger(machine: ScriptedMachine) -> None:
     assert machine.vcpu.ending is not None
     machine.vcpu.resume()
     assert machine.verdict().outcome is Outcome.TRIPLE_FAULT
-    assert machine.engine.runs == 1
+    assert len(machine.events.history("resume")) == 1, "the guest did not run again"
 
 
 @pytest.mark.parametrize("running", [False, True])
@@ -245,7 +245,7 @@ def test_a_panic_that_falls_silent_has_ended(machine: ScriptedMachine, monkeypat
     machine.go()
     machine.say("Kernel panic - not syncing: on purpose")
     # The first look notes the line, a later one finds that guest time has passed without another.
-    machine.engine.wait_inside(4)
+    machine.engine.wait_inside(machine.engine.runs + 3)
     assert machine.vcpu.verdict is None
     machine.now += vcpu.PANIC_SILENCE_NS + 1
     assert machine.verdict() == Verdict(Outcome.PANIC, "kernel panic: on purpose")
@@ -282,6 +282,7 @@ def test_interrupts_that_are_taken_are_no_hang(machine: ScriptedMachine, monkeyp
 
 
 def test_close_ends_the_threads_from_any_state() -> None:
+    before = threading.enumerate()
     for state in ("new", "stopped", "running", "idle", "ended"):
         machine = ScriptedMachine()
         if state != "new":
@@ -295,7 +296,7 @@ def test_close_ends_the_threads_from_any_state() -> None:
             machine.verdict()
         machine.vcpu.close()
         machine.console.close()
-    assert not [t for t in threading.enumerate() if t.name in ("enclavedbg-vcpu", "enclavedbg-alarm")]
+    assert set(threading.enumerate()) <= set(before)
 
 
 def test_no_stop_is_lost(machine: ScriptedMachine) -> None:
@@ -336,7 +337,7 @@ def test_work_in_guest_time_waits_until_it_is_due(machine: ScriptedMachine) -> N
     machine.now += 500_000_000
     machine.vcpu.post(lambda: done.append(0))  # gets the vCPU out, as the alarm does when the time has come
     assert finished.wait(LIMIT)
-    assert done == [0, 1, 2]
+    assert [number for number in done if number] == [1, 2]
 
 
 def test_a_waiting_cpu_wakes_for_work_that_is_due(machine: ScriptedMachine) -> None:

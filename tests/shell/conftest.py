@@ -12,6 +12,7 @@ import pytest
 from enclavedbg.demo import READY_LINE, image_path
 from enclavedbg.machine.enclave import Enclave, EnclaveConfig
 from enclavedbg.machine.events import ConsoleLine, Record
+from enclavedbg.shell import enclave_commands
 from enclavedbg.shell.commands import COMMANDS
 from enclavedbg.shell.session import Session
 from enclavedbg.shell.text import Text, plain
@@ -65,6 +66,12 @@ def live_enclave() -> Iterator[Live]:
     live = Live()
     yield live
     live.close()
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest may take its time to answer: only the shell's user is impatient."""
+    monkeypatch.setattr(enclave_commands, "ANSWER_SECONDS", SECONDS)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,20 +126,37 @@ def test_faults(live: Live) -> None:
         live.command("fault Nonsense drop")
 
 
-def stop_of(live: Live) -> GuestStopped:
-    """Wait for the machine to stand still; its last stop."""
-    assert live.enclave.debug.wait_stopped(SECONDS)
-    event = live.enclave.events.history("stop")[-1].event
-    assert isinstance(event, GuestStopped)
-    return event
+class Asking:
+    """A request for a document on its way, and the stop that it leads to."""
+
+    def __init__(self, live: Live, nonce: bytes) -> None:
+        # Heard from before the request on: the machine stands a moment before its stop is told.
+        self._stops: queue.SimpleQueue[GuestStopped] = queue.SimpleQueue()
+        self._unsubscribe = live.enclave.events.subscribe(self._hear)
+        self._answer = asyncio.run_coroutine_threadsafe(ask_for_document(live, nonce), live.loop)
+
+    def _hear(self, record: Record) -> None:
+        if isinstance(record.event, GuestStopped):
+            self._stops.put(record.event)
+
+    def stop(self) -> GuestStopped:
+        stop = self._stops.get(timeout=SECONDS)
+        self._unsubscribe()
+        return stop
+
+    def answered(self) -> bool:
+        return self._answer.done()
+
+    def answer(self) -> tuple[int, bytes]:
+        return self._answer.result(SECONDS)
 
 
 def test_a_catchpoint_stops_where_the_guest_rings_the_doorbell(live: Live) -> None:
     assert "There are no catchpoints" in live.command("catch")
     assert live.command("catch nsm Attestation if nonce == abc").endswith(": nsm Attestation if nonce == abc\n")
     assert live.call(ask_for_document(live, b"other"))[0] == 0
-    answer = asyncio.run_coroutine_threadsafe(ask_for_document(live, b"abc"), live.loop)
-    stop = stop_of(live)
+    asking = Asking(live, b"abc")
+    stop = asking.stop()
     assert "Attestation user_data=none nonce=3 bytes public_key=none, not answered yet" in stop.reason
     assert isinstance(live.enclave.debug.stop_reason, Caught)
     trace = live.command("bt")
@@ -151,24 +169,24 @@ def test_a_catchpoint_stops_where_the_guest_rings_the_doorbell(live: Live) -> No
     code = live.command("dis vm_notify 30").splitlines()
     place = next(i for i, line in enumerate(code) if f"{rip:016x}" in line)
     assert "mov dword ptr [" in code[place - 1]
-    assert not answer.done()
+    assert not asking.answered()
     live.command("step")
     assert "nsm.exchange: Attestation" in live.command("nsm 1")
     live.command("delete")
     live.command("continue")
-    assert answer.result(SECONDS)[0] == 0
+    assert asking.answer()[0] == 0
 
 
 def test_a_catchpoint_after_the_answer(live: Live) -> None:
     live.command("fault Attestation error InvalidArgument")
     number = int(live.command("catch nsm after Attestation if error == InvalidArgument").split()[1].rstrip(":"))
-    answer = asyncio.run_coroutine_threadsafe(ask_for_document(live, b"abc"), live.loop)
-    assert "-> InvalidArgument (as the fault says)" in stop_of(live).reason
+    asking = Asking(live, b"abc")
+    assert "-> InvalidArgument (as the fault says)" in asking.stop().reason
     assert "vm_notify" in live.command("bt").splitlines()[0]
     assert f"{number:3}  nsm after Attestation" in live.command("catch")
     assert live.command(f"delete {number}").startswith(f"Catchpoint {number} (nsm after Attestation")
     live.command("continue")
-    assert answer.result(SECONDS) == (1, b"InvalidArgument")
+    assert asking.answer() == (1, b"InvalidArgument")
 
 
 def test_breakpoints_and_catchpoints_share_their_numbers(live: Live) -> None:

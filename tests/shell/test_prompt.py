@@ -48,9 +48,10 @@ def use(live: Live, script: Callable[[Screen, PipeInput, Shell], object], *, his
 
     async def go() -> str:
         screen = Screen()
+        session = Session(live.enclave)
         with create_pipe_input() as keys:
             shell = Shell(
-                Session(live.enclave),
+                session,
                 input=keys,
                 output=DummyOutput(),
                 history=history or InMemoryHistory(),  # type: ignore[arg-type]
@@ -64,6 +65,7 @@ def use(live: Live, script: Callable[[Screen, PipeInput, Shell], object], *, his
             finally:
                 running.cancel()
                 typing.cancel()
+                session.close()
         return screen.text
 
     return live.call(go())
