@@ -109,8 +109,11 @@ class Authority:
         if depth == 0:
             return self._root()
         now = self._now()
-        if depth < len(self._chain) and self._chain[depth].not_after - now >= remaining:
-            return self._chain[depth]
+        if depth < len(self._chain):
+            kept = self._chain[depth]
+            # The clock may have been set back: then it is not valid yet.
+            if kept.not_before <= now <= kept.not_after - remaining:
+                return kept
         level = LEVELS[depth]
         issuer = self._ensure(depth - 1, min(level.lifetime, LEVELS[depth - 1].lifetime / 2), module_id)
         del self._chain[depth:]

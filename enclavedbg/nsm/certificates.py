@@ -112,6 +112,10 @@ class Link:
     """Sign equal data with equal signatures (RFC 6979)."""
 
     @property
+    def not_before(self) -> datetime:
+        return self.certificate.not_valid_before_utc
+
+    @property
     def not_after(self) -> datetime:
         return self.certificate.not_valid_after_utc
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import cbor2
 
+from enclavedbg.nsm.pcr import is_debug_mode
+
 if TYPE_CHECKING:
     from enclavedbg.nsm.authority import Credentials
     from enclavedbg.nsm.x509read import CertificateSummary
@@ -94,11 +96,6 @@ def timestamp_of(at: datetime) -> int:
 def time_of(timestamp_ms: int) -> datetime:
     """A document's timestamp, milliseconds since 1970, as aware UTC."""
     return EPOCH + timedelta(milliseconds=timestamp_ms)
-
-
-def is_debug_mode(pcrs: Mapping[int, bytes]) -> bool:
-    """Whether registers are those of a debug-mode enclave: PCR0, 1 or 2 is zero, which it is of no image."""
-    return any(index in pcrs and not any(pcrs[index]) for index in (0, 1, 2))
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,7 @@ class FaultTable:
         return found[0]
 
     def listing(self) -> list[tuple[int, Fault, int]]:
-        """Number, fault, and how many requests of its kind came since it is in force."""
+        """Number, fault, and how many requests that it is about came since it is in force."""
         with self._lock:
             return [(number, fault, counter.seen) for number, (fault, counter) in self._faults.items()]
 

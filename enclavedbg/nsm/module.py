@@ -119,11 +119,6 @@ class SecureModule:
         self._lock = threading.RLock()
         self.bank = PcrBank(self._initial)
 
-    def reset(self) -> None:
-        """Back to the registers at boot: the enclave starts again."""
-        with self._lock:
-            self.bank = PcrBank(self._initial)
-
     def save(self) -> ModuleState:
         with self._lock:
             return ModuleState(self.bank.save())

@@ -20,6 +20,16 @@ DEBUG_ZEROED = (0, 1, 2, 8)
 """Registers that stay zero in a debug-mode enclave; 3 and 4 hold their real values there (real documents)."""
 
 
+IMAGE_REGISTERS = (0, 1, 2)
+"""Registers that every image has a value in."""
+
+
+def is_debug_mode(registers: Mapping[int, bytes | None]) -> bool:
+    """Whether registers are those of a debug-mode enclave: PCR0, 1 or 2 is there and zero, which it is of no image."""
+    values = (registers.get(index) for index in IMAGE_REGISTERS)
+    return any(value is not None and not any(value) for value in values)
+
+
 def extended(value: bytes, data: bytes) -> bytes:
     """The value after extending a register of `value` with `data`: SHA384(value || data)."""
     return hashlib.sha384(value + data).digest()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from enclavedbg.errors import NsmError
-from enclavedbg.nsm.document import is_debug_mode, time_of
+from enclavedbg.nsm.document import time_of
+from enclavedbg.nsm.pcr import is_debug_mode
 from enclavedbg.nsm.reading import Reading
 from enclavedbg.nsm.verify import Report
 

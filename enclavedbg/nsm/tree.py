@@ -8,19 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from enclavedbg.errors import NsmError
 from enclavedbg.nsm.cbor import Simple, Tagged
 from enclavedbg.nsm.document import time_of
 from enclavedbg.nsm.fields import OPTIONAL, REQUIRED
+from enclavedbg.nsm.findings import Status
 from enclavedbg.nsm.reading import Reading
+
+if TYPE_CHECKING:
+    from enclavedbg.nsm.verify import Report
 
 SHOWN_BYTES = 64
 """Of a byte string that is no known field."""
 
 ROW_BYTES = 32
 """Of a longer value, on one line of hex."""
+
+
+Style = Literal["", "dim", "name", "good", "bad"]
+
+_STYLES: dict[Status, Style] = {Status.PASS: "good", Status.FAIL: "bad", Status.NOT_APPLICABLE: "dim"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +71,19 @@ def _below(nodes: Sequence[Node], prefix: str, guides: tuple[str, str, str]) -> 
         ends = place == len(nodes) - 1
         yield prefix + (last if ends else branch), node.name, node.value
         yield from _below(node.children, prefix + (" " * len(line) if ends else line), guides)
+
+
+def report_lines(report: Report, *, ascii_only: bool = False) -> Iterator[Sequence[tuple[Style, str]]]:
+    """The tree, a line for each check, and the verdict: each line in pieces with how they are to look."""
+    for guides, name, value in tree_lines(document_tree(report.reading), ascii_only=ascii_only):
+        yield ("dim", guides), ("name", name), ("", f"  {value}" if value else "")
+    yield ()
+    width = max(len(finding.check.value) for finding in report.findings)
+    for finding in report.findings:
+        status, check = finding.status, finding.check.value
+        yield (_STYLES[status], f"{status.value:4}"), ("", f"  {check:{width}}  {safe(finding.reason)}")
+    yield ()
+    yield (("good" if report.valid else "bad", report.verdict),)
 
 
 # ---- the payload ----

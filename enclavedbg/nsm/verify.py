@@ -34,12 +34,11 @@ from enclavedbg.nsm.chain import (
 from enclavedbg.nsm.document import (
     SIGNATURE_SIZE,
     DecodedDocument,
-    is_debug_mode,
     signed_bytes,
     time_of,
 )
 from enclavedbg.nsm.findings import Check, DocumentError, Finding, Findings, Status
-from enclavedbg.nsm.pcr import identity_registers
+from enclavedbg.nsm.pcr import IMAGE_REGISTERS, identity_registers, is_debug_mode
 from enclavedbg.nsm.reading import Envelope, Reading, read_document
 from enclavedbg.nsm.roots import AWS_ROOTS, Root
 
@@ -243,7 +242,7 @@ class _Case:
                 self._findings.skipped(check, "the document has no registers that can be read")
             return
         self._check_module_id(self._values.get("module_id", ""), pcrs)
-        absent = [f"PCR{index}" for index in (0, 1, 2) if index not in pcrs]
+        absent = [f"PCR{index}" for index in IMAGE_REGISTERS if index not in pcrs]
         if absent:
             self._findings.failed(Check.DEBUG_MODE, f"{', '.join(absent)} missing: nothing says which image ran")
         elif not is_debug_mode(pcrs):

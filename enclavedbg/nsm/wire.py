@@ -8,6 +8,7 @@ InvalidOperation, as QEMU's device answers; unknown fields are ignored, as the m
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar, get_args
@@ -266,7 +267,7 @@ def encode_response(response: Response) -> bytes:
             return cbor2.dumps({"Error": code.name})
         case Locked(name):
             return cbor2.dumps(name)
-    fields = {key: getattr(response, key) for key in response.__dataclass_fields__ if key != "name"}
+    fields = {field.name: getattr(response, field.name) for field in dataclasses.fields(response)}
     if isinstance(response, ModuleDescription):
         fields["locked_pcrs"] = list(response.locked_pcrs)
     return cbor2.dumps({response.name: fields})

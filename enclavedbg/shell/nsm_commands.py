@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _REQUESTS = "|".join(kind.name for kind in request_types())
 _ERRORS = "|".join(code.name for code in ErrorCode)
-_STYLES = {"pass": "good", "fail": "bad", "n/a": "dim"}
 
 
 @COMMANDS.add("pcrs", usage="[all]", completes="all")
@@ -65,7 +64,7 @@ async def nsm(session: Session, words: list[str]) -> Text:
     """
     match words:
         case ["explain"]:
-            return explained(await asyncio.to_thread(_verified, session, _last_document(session)))
+            return _explained(await asyncio.to_thread(_verified, session, _last_document(session)))
         case ["save", name]:
             return _save(_last_document(session), Path(name).expanduser())
         case ["explain" | "save", *_]:
@@ -157,21 +156,10 @@ def _last_document(session: Session) -> bytes:
     raise CommandError("no program in the guest got a document yet; `attest` makes one on the module itself")
 
 
-def explained(report: Report) -> Text:
-    """Tree and checks of a report."""
-    from enclavedbg.nsm.tree import document_tree, safe, tree_lines
+def _explained(report: Report) -> Text:
+    from enclavedbg.nsm.tree import report_lines
 
-    rows: list[Text] = [
-        [("dim", guides), ("name", name), ("", f"  {value}")]
-        for guides, name, value in tree_lines(document_tree(report.reading))
-    ]
-    width = max(len(finding.check.value) for finding in report.findings)
-    rows.append([])
-    for finding in report.findings:
-        status, check = finding.status.value, finding.check.value
-        rows.append([(_STYLES[status], f"{status:4}  "), ("", f"{check:{width}}  {safe(finding.reason)}")])
-    rows += [[], [("good" if report.valid else "bad", report.verdict)]]
-    return joined(rows)
+    return joined(list(row) for row in report_lines(report))
 
 
 @COMMANDS.add(
@@ -190,7 +178,7 @@ async def fault(session: Session, words: list[str]) -> Text:
     match words:
         case []:
             rows: list[Text] = [
-                [("name", f"{n:3}  "), ("", str(found)), ("dim", f"  {counted(seen, 'request')} of that kind so far")]
+                [("name", f"{n:3}  "), ("", str(found)), ("dim", f"  {counted(seen, 'request')} like that so far")]
                 for n, found, seen in table.listing()
             ]
             return joined(rows) if rows else lines(f"There are no faults; a fault is KIND with {ACTIONS}.")

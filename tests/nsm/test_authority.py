@@ -116,6 +116,17 @@ def test_openssl_accepts_the_chain(tmp_path: Path) -> None:
     assert subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=30, check=False).returncode != 0
 
 
+def test_a_clock_that_is_set_back_makes_a_leaf_of_its_time() -> None:
+    clock = SetClock()
+    authority = make(clock=clock)
+    before = authority.credentials(MODULE_ID).certificate
+    clock.advance(seconds=-2)
+    assert authority.credentials(MODULE_ID).certificate == before, "leaves begin three seconds early"
+    clock.advance(hours=-5)
+    later = x509.load_der_x509_certificate(authority.credentials(MODULE_ID).certificate)
+    assert later.not_valid_before_utc <= clock.at
+
+
 def test_leaf_is_renewed_before_it_expires() -> None:
     clock = SetClock()
     authority = make(clock=clock)

@@ -138,15 +138,6 @@ def test_debug_mode_zeroes_what_identifies_the_image() -> None:
     assert list(decode_document(module.attest()).pcrs) == list(range(16))
 
 
-def test_reset_brings_the_registers_of_boot_back() -> None:
-    module = make_module()
-    ask(module, ExtendPCR(16, b"x"))
-    ask(module, LockPCRs(32))
-    module.reset()
-    assert ask(module, DescribePCR(16)) == {"DescribePCR": {"lock": False, "data": ZERO}}
-    assert ask(module, DescribePCR(0)) == {"DescribePCR": {"lock": True, "data": PCR0}}
-
-
 def test_state_survives_save_and_load() -> None:
     module = make_module()
     ask(module, ExtendPCR(16, b"x"))

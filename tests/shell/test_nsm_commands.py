@@ -113,7 +113,7 @@ def test_faults(live: Live) -> None:
     assert first == f"Fault {number}: Attestation#1 error InternalError\n"
     assert live.call(ask_for_document(live, b"x")) == (1, b"InternalError")
     assert live.call(ask_for_document(live, b"x"))[0] == 0
-    assert "Attestation#1 error InternalError  2 requests of that kind so far" in live.command("fault")
+    assert "Attestation#1 error InternalError  2 requests like that so far" in live.command("fault")
     assert "[fault: error InternalError]" in live.command("nsm 50")
     live.command("fault any delay 1ms")
     assert live.command(f"fault off {number}") == f"Fault {number} (Attestation#1 error InternalError) is gone\n"

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from enclavedbg.nsm.keypolicy.operators import Kind, Quantifier
 from enclavedbg.nsm.keypolicy.parse import Condition
-from enclavedbg.nsm.keypolicy.registers import explain_difference, explain_zero, is_debug_mode
+from enclavedbg.nsm.keypolicy.registers import explain_difference, explain_zero
 from enclavedbg.nsm.keypolicy.request import Request, is_attestation_key, register_of
 from enclavedbg.nsm.keypolicy.truth import Truth, all_of, any_of
-from enclavedbg.nsm.pcr import DEBUG_ZEROED
+from enclavedbg.nsm.pcr import DEBUG_ZEROED, is_debug_mode
 
 
 @dataclass(frozen=True, slots=True)

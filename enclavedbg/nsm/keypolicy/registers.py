@@ -11,19 +11,13 @@ import re
 from collections.abc import Mapping
 
 from enclavedbg.nsm.keypolicy.operators import Operator
-from enclavedbg.nsm.pcr import DEBUG_ZEROED, PCR_SIZE, ZERO, extended
+from enclavedbg.nsm.pcr import DEBUG_ZEROED, PCR_SIZE, ZERO, extended, is_debug_mode
 
 DIGITS = 2 * PCR_SIZE
 
-_IMAGE_REGISTERS = (0, 1, 2)
 _SEPARATORS = re.compile(r"[\s:_-]")
 
 Registers = Mapping[int, bytes | None]
-
-
-def is_debug_mode(registers: Registers) -> bool:
-    """Whether a register of the image is all zeros, as in debug mode only."""
-    return any(_is_zero(registers.get(register)) for register in _IMAGE_REGISTERS)
 
 
 def explain_difference(register: int, wanted: str, operator: Operator, registers: Registers) -> str:
@@ -48,7 +42,8 @@ def explain_difference(register: int, wanted: str, operator: Operator, registers
 
 def explain_zero(register: int, registers: Registers) -> str:
     """What it means that the document's register is all zeros; empty when it is not."""
-    if not _is_zero(registers.get(register)):
+    value = registers.get(register)
+    if value is None or any(value):
         return ""
     if register in DEBUG_ZEROED and is_debug_mode(registers):
         return "the document's value is all zeros: the enclave ran in debug mode"
@@ -57,10 +52,6 @@ def explain_zero(register: int, registers: Registers) -> str:
         8: "the image is not signed",
     }
     return f"the document's value is all zeros: {meaning.get(register, 'nothing was measured into this register')}"
-
-
-def _is_zero(value: bytes | None) -> bool:
-    return value is not None and not any(value)
 
 
 def _as_written(wanted: str, found: str, operator: Operator) -> str:

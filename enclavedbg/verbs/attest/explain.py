@@ -14,16 +14,17 @@ from pathlib import Path
 from enclavedbg.errors import NsmError
 from enclavedbg.nsm.authority import default_folder
 from enclavedbg.nsm.encoding import value_bytes
-from enclavedbg.nsm.findings import Check, Status
+from enclavedbg.nsm.findings import Check
 from enclavedbg.nsm.record import report_record
 from enclavedbg.nsm.roots import AWS_ROOTS, ROOT_FILE_LIMIT, Root, development_root, roots_from
-from enclavedbg.nsm.tree import document_tree, safe, tree_lines
+from enclavedbg.nsm.tree import report_lines, safe
 from enclavedbg.nsm.verify import Report, verify
 from enclavedbg.options import UsageError, parse_seed
 from enclavedbg.verbs.attest.inputs import (
     STDIN,
     authority,
     expected_registers,
+    input_name,
     parse_bytes,
     parse_when,
     read_document,
@@ -31,8 +32,7 @@ from enclavedbg.verbs.attest.inputs import (
 )
 from enclavedbg.verbs.eif.output import print_json, warn
 
-_COLOURS = {Status.PASS: "32", Status.FAIL: "1;31", Status.NOT_APPLICABLE: "2"}
-_NAME, _DIM = "36", "2"
+_COLOURS = {"good": "32", "bad": "1;31", "dim": "2", "name": "36"}
 _PCR = re.compile(r"(?:PCR)?([0-9]{1,2})=(?:0x)?([0-9a-f]{96})", re.IGNORECASE)
 _BYTES = "text, hex:..., base64:... or @FILE"
 
@@ -99,8 +99,7 @@ def run(options: argparse.Namespace) -> int:
         print_json(report_record(report))
     elif not report.readable:
         # One line, as for every input that is not what it should be.
-        first = report.failures[0]
-        name = "standard input" if options.document == STDIN else options.document
+        first, name = report.failures[0], input_name(options.document)
         raise NsmError(f"{name} is no attestation document ({first.check.value}: {safe(first.reason)})")
     else:
         coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -145,16 +144,7 @@ def _shows_lines() -> bool:
 
 def lines(report: Report, *, coloured: bool = False, ascii_only: bool = False) -> Iterator[str]:
     """For people: the tree, the checks, the verdict in one line."""
-
-    def paint(colour: str, text: str) -> str:
-        return f"\x1b[{colour}m{text}\x1b[0m" if coloured and text else text
-
-    for guides, name, value in tree_lines(document_tree(report.reading), ascii_only=ascii_only):
-        yield f"{paint(_DIM, guides)}{paint(_NAME, name)}  {value}".rstrip()
-    yield ""
-    width = max(len(finding.check.value) for finding in report.findings)
-    for finding in report.findings:
-        status = paint(_COLOURS[finding.status], f"{finding.status.value:4}")
-        yield f"{status}  {finding.check.value:{width}}  {safe(finding.reason)}"
-    yield ""
-    yield paint(_COLOURS[Status.PASS if report.valid else Status.FAIL], report.verdict)
+    for pieces in report_lines(report, ascii_only=ascii_only):
+        yield "".join(
+            f"\x1b[{_COLOURS[style]}m{text}\x1b[0m" if coloured and style and text else text for style, text in pieces
+        )

@@ -14,16 +14,22 @@ from enclavedbg.machine.clock import Clock, entropy_source
 from enclavedbg.nsm.authority import Authority, default_folder
 from enclavedbg.nsm.encoding import document_bytes, value_bytes
 from enclavedbg.options import UsageError
+from enclavedbg.verbs.eif.output import safe
 
 DOCUMENT_FILE_LIMIT = 1 << 20
-"""A document has at most 12 KiB; base64 with line ends, or hex, no more than three times that."""
+"""Many times what a document, with its 12 KiB at most, has in base64 or hex."""
 
 STDIN = Path("-")
 
 
+def input_name(path: Path) -> str:
+    """What to call a file, or standard input, in a message."""
+    return "standard input" if path == STDIN else safe(str(path))
+
+
 def read_input(path: Path, *, limit: int) -> bytes:
     """A file's content, or standard input's for `-`; raises NsmError when there is none or more than `limit` bytes."""
-    name = "standard input" if path == STDIN else str(path)
+    name = input_name(path)
     if path == STDIN and sys.stdin is None:
         raise NsmError("cannot read standard input: it is closed; name a file instead")
     try:
@@ -43,13 +49,11 @@ def read_input(path: Path, *, limit: int) -> bytes:
 
 def read_document(path: Path) -> bytes:
     """An attestation document from a file or `-`, in binary, base64 or hex; raises NsmError naming the file."""
-    name = "standard input" if path == STDIN else str(path)
+    data = read_input(path, limit=DOCUMENT_FILE_LIMIT)
     try:
-        return document_bytes(read_input(path, limit=DOCUMENT_FILE_LIMIT))
+        return document_bytes(data)
     except NsmError as error:
-        if str(error).startswith(("cannot read", name)):
-            raise
-        raise NsmError(f"{name}: {error}") from error
+        raise NsmError(f"{input_name(path)}: {error}") from error
 
 
 def parse_bytes(text: str) -> bytes:
@@ -90,12 +94,12 @@ def expected_registers(given: Sequence[tuple[int, bytes]], image: Path | None) -
     return expected
 
 
-def authority(number: int | None, *, ephemeral: bool = False, at: datetime | None = None) -> Authority:
+def authority(seed: int | None, *, ephemeral: bool = False, at: datetime | None = None) -> Authority:
     """The authority of a seed, one for this process alone (made `at` a time), or the one that this user keeps."""
     from enclavedbg.machine.enclave import seeded_authority
 
-    if number is not None:
-        return seeded_authority(number)
+    if seed is not None:
+        return seeded_authority(seed)
     if ephemeral:
         return Authority(None, now=lambda: at or datetime.now(UTC), random_bytes=entropy_source())
     return Authority(default_folder(os.environ), now=Clock().host_now, random_bytes=entropy_source())

@@ -22,13 +22,12 @@ from enclavedbg.nsm.keypolicy import (
     evaluate,
     parse_policy,
 )
+from enclavedbg.nsm.keypolicy.strictjson import TEXT_LIMIT
 from enclavedbg.nsm.reading import decode_document
 from enclavedbg.nsm.x509read import read_public_key
 from enclavedbg.options import UsageError
-from enclavedbg.verbs.attest.inputs import STDIN, read_document, read_input
+from enclavedbg.verbs.attest.inputs import STDIN, input_name, read_document, read_input
 from enclavedbg.verbs.eif.output import print_json, safe
-
-FILE_LIMIT = 1 << 20
 
 _WORDS = {Truth.YES: "holds", Truth.NO: "fails", Truth.UNKNOWN: "not known"}
 
@@ -84,12 +83,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _policy(path: Path) -> KeyPolicy:
-    data = read_input(path, limit=FILE_LIMIT)
+    data = read_input(path, limit=TEXT_LIMIT)
     try:
         return parse_policy(data)
     except PolicyError as error:
         # There are two files: say which.
-        raise PolicyError(f"{_name(path)}: {error}") from error
+        raise PolicyError(f"{input_name(path)}: {error}") from error
 
 
 def _document(path: Path) -> DecodedDocument:
@@ -97,11 +96,7 @@ def _document(path: Path) -> DecodedDocument:
     try:
         return decode_document(data)
     except NsmError as error:
-        raise NsmError(f"{_name(path)}: {error}") from error
-
-
-def _name(path: Path) -> str:
-    return "standard input" if path == STDIN else safe(str(path))
+        raise NsmError(f"{input_name(path)}: {error}") from error
 
 
 def _context(given: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
