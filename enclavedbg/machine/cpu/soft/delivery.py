@@ -80,8 +80,6 @@ class PythonDelivery:
         self.fatal: TripleFault | EngineFailure | None = None
         self.instruction = 0
         self.interrupt_held = False
-        self.exceptions = 0
-        self.syscalls = 0
 
     def interrupt(self, _uc: int, vector: int, _user: int) -> None:
         """UC_HOOK_INTR: deliver a fault, trap or software interrupt."""
@@ -94,7 +92,6 @@ class PythonDelivery:
 
     def _deliver(self, vector: int) -> None:
         core = self._core
-        self.exceptions += 1
         if core.exception_is_int.value:
             # Unicorn has gone past an INT already; should its gate refuse, the fault is the INT's.
             core.eip.value = self.instruction
@@ -166,7 +163,6 @@ class PythonDelivery:
 
     def syscall(self, _uc: int, _user: int) -> None:
         """The `syscall` instruction (SDM volume 2); Unicorn adds its length, 2, to RIP afterwards."""
-        self.syscalls += 1
         core = self._core
         if not core.field(c_uint64, at.ENV_EFER).value & _EFER_SCE:
             core.exception_is_int.value = 0

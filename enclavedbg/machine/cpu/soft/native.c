@@ -112,7 +112,6 @@ void enclavedbg_detach(struct engine *engine)
 void enclavedbg_deliver(void *uc, uint32_t vector, void *user)
 {
     struct engine *engine = user;
-    engine->exceptions++;
     /*
      * Set when the delivery of this same exception met what is no memory at all. No guest can get there, only a
      * debugger that makes up registers; Unicorn would try for ever.
@@ -187,7 +186,6 @@ void helper_syscall_x86_64(void *env, int addend)
     uint64_t flags = real.read_eflags(env) & ~(uint64_t)EFLAGS_RF;
     uint64_t masked = flags & ~FIELD(uint64_t, env, at->env_fmask);
 
-    engine->syscalls++;
     regs[R_RCX] = FIELD(uint64_t, env, at->env_eip) + (uint64_t)addend;
     regs[R_R11] = flags;
     segs[R_CS] = (struct segment_cache){ selector, 0, 0xffffffff, SEGMENT_CODE64 };

@@ -97,7 +97,6 @@ struct engine {
     uint32_t no_task_state;      /* a stack was to be taken from a task register that holds nothing */
     uint32_t interrupt_held;     /* the pending interrupt was taken back so that a stop gets through */
     uint64_t instruction;        /* of the last exception */
-    uint64_t exceptions, syscalls, protected_pages, first_writes;
 };
 
 /* The engines under care; those of others pass through. In native.c. */

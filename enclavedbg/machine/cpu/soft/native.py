@@ -59,7 +59,7 @@ class NativeWatchpoint(Structure):
 
 
 class NativeEngine(Structure):
-    """`struct engine` of native.c: one engine's handles, watchpoints and counters, shared with the library."""
+    """`struct engine` of native.c: one engine's handles and watchpoints, shared with the library."""
 
     _fields_ = [
         ("uc", c_void_p),
@@ -80,10 +80,6 @@ class NativeEngine(Structure):
         ("no_task_state", c_uint32),
         ("interrupt_held", c_uint32),
         ("instruction", c_uint64),
-        ("exceptions", c_uint64),
-        ("syscalls", c_uint64),
-        ("protected_pages", c_uint64),
-        ("first_writes", c_uint64),
     ]
 
 

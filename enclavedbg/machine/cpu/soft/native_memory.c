@@ -37,7 +37,6 @@ void tlb_protect_code_x86_64(void *uc, uint64_t ram_addr)
         return;
     }
     uint64_t offset = (ram_addr - region->ram_addr) & PAGE_MASK;
-    engine->protected_pages++;
     engine->has_code[i][offset / PAGE_SIZE] = 1;
     real.reset_dirty(engine->cpu, region->host + offset, PAGE_SIZE);
 }
@@ -55,7 +54,6 @@ void tlb_set_dirty_x86_64(void *cpu, uint64_t va)
     if (engine) {
         uint32_t attrs[4];
         uint64_t gpa = real.debug_translate(cpu, va & PAGE_MASK, attrs);
-        engine->first_writes++;
         for (uint32_t i = 0; i < engine->regions; i++) {
             struct region *region = &engine->region[i];
             uint64_t offset = gpa - region->gpa;

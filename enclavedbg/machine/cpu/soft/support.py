@@ -54,10 +54,6 @@ class Support(Protocol):
         """Whether a stop that a device asks for comes right behind the write to it."""
         ...
 
-    def counters(self) -> dict[str, int]:
-        """How often what was needed; for people and benchmarks."""
-        ...
-
     def close(self) -> None: ...
 
 
@@ -113,10 +109,6 @@ class NativeSupport:
 
     def set_exact_stops(self, wanted: bool) -> None:
         self._shared.exact_stops = wanted
-
-    def counters(self) -> dict[str, int]:
-        names = ("exceptions", "syscalls", "protected_pages", "first_writes")
-        return {name: int(getattr(self._shared, name)) for name in names}
 
     def close(self) -> None:
         self._dll.enclavedbg_detach(ctypes.byref(self._shared))
@@ -232,9 +224,6 @@ class PythonSupport:
 
     def set_exact_stops(self, wanted: bool) -> None:
         """In Python alone a stop comes at the end of the block: nothing can be sent back from here."""
-
-    def counters(self) -> dict[str, int]:
-        return {"exceptions": self._delivery.exceptions, "syscalls": self._delivery.syscalls}
 
     def close(self) -> None:
         c_void_p.from_address(self._core.uc + at.UC_STOP_INTERRUPT).value = self._original
