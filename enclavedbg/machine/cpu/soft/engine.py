@@ -40,9 +40,11 @@ log = logging.getLogger(__name__)
 _CALIBRATION_NS = 20_000_000
 """The shortest time over which the host's time-stamp counter is compared with its clock."""
 
+_CLOCK_READINGS = 5
+
 
 class SoftEngine:
-    """A CpuEngine on Unicorn. `native=False` keeps to the pure-Python path even where the native part is there."""
+    """A CpuEngine on Unicorn. `use_native=False` keeps to the pure-Python path even where the native part is there."""
 
     name: ClassVar[str] = "soft"
 
@@ -60,7 +62,7 @@ class SoftEngine:
         self._breakpoints: frozenset[int] = frozenset()
         self._planted: frozenset[int] = frozenset()
         self._unreported: int | None = None
-        self._tsc_origin = (self._host_tsc(), time.monotonic_ns())
+        self._tsc_origin = self._tsc_and_clock()
         self._tsc_hz = 0
         for region in memory.regions:
             self._core.map_ram(region.gpa, region.size, memory.host_address + region.offset)
@@ -326,6 +328,15 @@ class SoftEngine:
             ticks, began = self._tsc_origin
             while time.monotonic_ns() - began < _CALIBRATION_NS:
                 pass
-            elapsed = time.monotonic_ns() - began
-            self._tsc_hz = max(1, (self._host_tsc() - ticks) * 1_000_000_000 // elapsed)
+            later, now = self._tsc_and_clock()
+            self._tsc_hz = max(1, (later - ticks) * 1_000_000_000 // (now - began))
         return self._tsc_hz
+
+    def _tsc_and_clock(self) -> tuple[int, int]:
+        """Both at one moment: of some tries, the one between whose ends the host did the least else."""
+        tries = []
+        for _ in range(_CLOCK_READINGS):
+            before, ticks, after = time.monotonic_ns(), self._host_tsc(), time.monotonic_ns()
+            tries.append((after - before, ticks, (before + after) // 2))
+        _, ticks, clock = min(tries)
+        return ticks, clock
