@@ -26,9 +26,7 @@ class Clock:
     Created stopped at 0. Without `start` the wall clock begins at the host's time of creation.
     """
 
-    def __init__(
-        self, *, monotonic_ns: Callable[[], int] = time.monotonic_ns, start: datetime | None = None
-    ) -> None:
+    def __init__(self, *, monotonic_ns: Callable[[], int] = time.monotonic_ns, start: datetime | None = None) -> None:
         self._monotonic_ns = monotonic_ns
         self._lock = threading.Lock()
         self._elapsed = 0

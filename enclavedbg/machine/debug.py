@@ -158,9 +158,7 @@ class DebugTarget:
         self._vcpu.engine.forget_code()
 
     def _walk(self, state: CpuState, address: int) -> Translation:
-        return translate(
-            state, address & ADDRESS_MASK, read_u64=self._memory.read_u64, read_u32=self._memory.read_u32
-        )
+        return translate(state, address & ADDRESS_MASK, read_u64=self._memory.read_u64, read_u32=self._memory.read_u32)
 
     # ---- breakpoints ----
 

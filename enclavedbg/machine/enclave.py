@@ -244,9 +244,7 @@ class Enclave:
             from enclavedbg.eif.signature import read_signature, verify_signature
 
             try:
-                verify_signature(
-                    read_signature(self.image.signature), self.measurements.pcr0, at=self.clock.host_now()
-                )
+                verify_signature(read_signature(self.image.signature), self.measurements.pcr0, at=self.clock.host_now())
             except EifError as error:
                 self.publish(GuestWarning("eif", f"{error} (nitro-cli run-enclave would not start this image)"))
 

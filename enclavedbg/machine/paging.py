@@ -108,6 +108,4 @@ def _walk_32(table: int, va: int, read_u32: ReadWord, *, large: bool) -> Transla
     if not leaf & PRESENT:
         raise _missing(va, "PTE", leaf)
     allowed = entry & leaf
-    return Translation(
-        (leaf & 0xFFFF_F000) | (va & 0xFFF), 4096, bool(allowed & WRITABLE), bool(allowed & USER), True
-    )
+    return Translation((leaf & 0xFFFF_F000) | (va & 0xFFF), 4096, bool(allowed & WRITABLE), bool(allowed & USER), True)

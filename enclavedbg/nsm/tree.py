@@ -155,8 +155,10 @@ def _certificate(name: str, der: bytes, *, note: str) -> Node:
         found = summarise(der)
     except NsmError as error:
         return Node(name, f"{size}: {error}")
-    constraints = "no CA" if not found.ca else "CA" + (
-        f", path length {found.path_length}" if found.path_length is not None else ""
+    constraints = (
+        "no CA"
+        if not found.ca
+        else "CA" + (f", path length {found.path_length}" if found.path_length is not None else "")
     )
     return Node(
         name,

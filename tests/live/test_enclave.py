@@ -232,5 +232,3 @@ def test_kvm_is_refused_honestly() -> None:
             Enclave(BASE.__class__(eif=DEMO, cpu="kvm"), loop=asyncio.get_running_loop())
 
     play(scene)
-
-

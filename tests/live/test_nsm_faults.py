@@ -201,11 +201,7 @@ def test_requests_are_events_before_they_are_answered() -> None:
     async def scene() -> None:
         async with running() as run:
             await document(run)
-            kinds = [
-                r.event.kind
-                for r in run.records
-                if isinstance(getattr(r.event, "request", None), Attestation)
-            ]
+            kinds = [r.event.kind for r in run.records if isinstance(getattr(r.event, "request", None), Attestation)]
             assert kinds == ["nsm.request", "nsm.exchange"]
 
     play(scene)

@@ -142,9 +142,7 @@ def test_several_faults_for_one_request() -> None:
     for text in ("LockPCR delay 1s", "LockPCR cut 4", "any delay 2s", "LockPCR drop"):
         table.add(parse_fault(text))
     text = "delay 1s, delay 2s, cut 4"
-    assert table.effects(LockPCR(20)) == Effects(
-        delay_ns=3_000_000_000, cut=4, text=text, delayed_by=frozenset({1, 3})
-    )
+    assert table.effects(LockPCR(20)) == Effects(delay_ns=3_000_000_000, cut=4, text=text, delayed_by=frozenset({1, 3}))
 
 
 def test_table() -> None:

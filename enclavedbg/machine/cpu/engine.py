@@ -155,7 +155,6 @@ class CpuEngine(Protocol):
         ...
 
 
-
 class InterruptController(Protocol):
     """What an engine asks of the interrupt controller."""
 

@@ -283,9 +283,7 @@ def _debug_pcrs(original: Original) -> bytes:
     return original.document(pcrs=dict(original.claims.pcrs) | dict.fromkeys(DEBUG_ZEROED, ZERO))
 
 
-@_forgery(
-    "other-instance", "PCR4 measures another instance than the module id names", Check.MODULE_ID, published=False
-)
+@_forgery("other-instance", "PCR4 measures another instance than the module id names", Check.MODULE_ID, published=False)
 def _other_instance(original: Original) -> bytes:
     other = identity_registers(instance_id="i-0fedcba9876543210")
     return original.document(pcrs=dict(original.claims.pcrs) | other)

@@ -493,5 +493,3 @@ def test_too_many_watchpoints_are_refused(guest: BareGuest) -> None:
         return
     with pytest.raises(MachineError, match="at most 64"):
         guest.engine.set_watchpoints(watches)
-
-

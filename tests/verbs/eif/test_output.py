@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from enclavedbg.verbs.eif.output import print_json
 
-NASTY = "Zürich \x1b[31m \x9b31m \u202e \x7f \u2028 \ufeff \U000e0041 \"quoted\\\" \ud800"
+NASTY = 'Zürich \x1b[31m \x9b31m \u202e \x7f \u2028 \ufeff \U000e0041 "quoted\\" \ud800'
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])

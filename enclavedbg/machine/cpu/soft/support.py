@@ -70,9 +70,7 @@ class NativeSupport:
         self._watchpoints: tuple[Watchpoint, ...] = ()
         if dll.enclavedbg_attach(ctypes.byref(shared)):
             raise MachineError("the native part serves as many machines as it can already")
-        core.add_hook(
-            uc.HOOK_INTR, ctypes.cast(dll.enclavedbg_deliver, c_void_p), user=ctypes.addressof(shared)
-        )
+        core.add_hook(uc.HOOK_INTR, ctypes.cast(dll.enclavedbg_deliver, c_void_p), user=ctypes.addressof(shared))
         pointer = ctypes.cast(dll.enclavedbg_stop_interrupt, c_void_p).value
         c_void_p.from_address(core.uc + at.UC_STOP_INTERRUPT).value = pointer
 
