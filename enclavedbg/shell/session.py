@@ -291,17 +291,20 @@ class Session:
         if self.debugger():
             raise CommandError("gdb is attached, and would be disturbed; do it there, or `stop` first")
         self.hushed = True
-        stop: GuestStopped | None = None
-        try:
-            stop = await self.interrupt()
-            return change()
-        finally:
-            if stop is not None and stop.reason == INTERRUPTED:
-                self._resume_quietly()
-            else:
-                self.hushed = False
-                if stop is not None and self.tell is not None:
-                    self.tell(lines(f"stop: {stop.summary()}", "value"))
+        with self.stops() as stopped:
+            try:
+                if self.target.running:
+                    self.target.interrupt()
+                    await self._reached(stopped)
+                return change()
+            finally:
+                stop = stopped.result() if stopped.done() and stopped.exception() is None else None
+                if stop is not None and stop.reason == INTERRUPTED:
+                    self._resume_quietly()
+                else:
+                    self.hushed = False
+                    if stop is not None and self.tell is not None:
+                        self.tell(lines(f"stop: {stop.summary()}", "value"))
 
     def _resume_quietly(self) -> None:
         """Resume, and be hushed until that is over: it happens on the vCPU's thread."""

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from dataclasses import replace
 
 import pytest
 
 from enclavedbg.errors import GuestFault, MachineError
+from enclavedbg.machine.events import Record
 from enclavedbg.shell.commands import COMMANDS
 from enclavedbg.shell.table import CommandError
 
-from .conftest import Live
+from .conftest import SECONDS, Live
 
 pytestmark = pytest.mark.live
 
@@ -191,6 +193,30 @@ def test_steps_that_are_given_up_leave_a_machine_that_stands(stopped: Live, monk
         stopped.call(give_up())
     assert stopped.command("c") == "", "and goes on at once"
     assert debug.running
+
+
+def test_a_breakpoint_that_is_given_up_leaves_a_machine_that_runs(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    debug = live.enclave.debug
+    interrupt = debug.interrupt
+    resumed = threading.Semaphore(0)
+
+    def hear(record: Record) -> None:
+        if record.event.kind == "resume":
+            resumed.release()
+
+    async def give_up() -> None:
+        loop = asyncio.get_running_loop()
+        work = asyncio.create_task(COMMANDS.run(live.session, "break do_exit"))
+        monkeypatch.setattr(debug, "interrupt", lambda: (interrupt(), loop.call_soon(work.cancel)))
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        assert not live.session.breakpoints
+
+    unsubscribe = live.enclave.events.subscribe(hear)
+    for _ in range(3):
+        live.call(give_up())
+        assert resumed.acquire(timeout=SECONDS)
+    unsubscribe()
 
 
 def test_early_code_is_not_taken_for_a_user_program(stopped: Live) -> None:

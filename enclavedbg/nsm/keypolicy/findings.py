@@ -25,8 +25,8 @@ DEBUG_MODE: Registers = {index: ZERO if index in DEBUG_ZEROED else None for inde
 
 
 WORK_LIMIT = 300_000
-"""Names and values that a policy may have compared for its findings: about a second's work. An honest policy of 32 KiB,
-the most that KMS takes, stays below it: one for 400 roles comes to 180,000.
+"""Names and values that a policy may have compared for its findings: one or two seconds' work. An honest policy of
+32 KiB, the most that KMS takes, stays below it: one for 400 roles comes to 180,000.
 """
 
 

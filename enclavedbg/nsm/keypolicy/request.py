@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 
 from enclavedbg.nsm.keypolicy.operators import glob_matches
 from enclavedbg.nsm.keypolicy.parse import Patterns
@@ -102,6 +103,7 @@ class Request:
         return Lookup(None, "any value") if value is None else Lookup((value.hex(),))
 
 
+@lru_cache(maxsize=4096)
 def _meant(name: str) -> str:
     """For a name that is nearly an attestation key's."""
     prefix, _, register = name.rpartition(":")
