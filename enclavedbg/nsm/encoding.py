@@ -29,6 +29,8 @@ def document_bytes(data: bytes) -> bytes:
     if not data:
         raise NsmError("no document: the input is empty")
     data = _without_mark(data)
+    if data.lstrip()[:1] in (b"{", b"[", b'"'):
+        raise NsmError("JSON, not a document: give what is in its field, e.g. jq -r .Recipient.AttestationDocument")
     # Text, unless a byte says otherwise: a real document begins with 84 or d2, which no text does.
     raw = _from_text(data) if _TEXT.fullmatch(data) else data
     return _unwrapped(raw)
@@ -59,8 +61,6 @@ def _from_text(data: bytes) -> bytes:
         if len(decoded) > 4 and _BASE64.fullmatch(_SPACE.sub(b"", decoded)):
             raise NsmError("base64 that holds base64 or hex again, not a document: decode it once")
         return decoded
-    if text[:1] in (b"{", b"[", b'"'):
-        raise NsmError("JSON, not a document: give what is in its field, e.g. jq -r .Recipient.AttestationDocument")
     raise NsmError("not a document: expected COSE_Sign1 bytes, or those in base64 or hex")
 
 

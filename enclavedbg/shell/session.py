@@ -286,16 +286,16 @@ class Session:
         When something else stopped it just then, such as a breakpoint, it stays stopped.
         """
         self.require_alive()
-        if not self.target.running:
-            return change()
-        if self.debugger():
-            raise CommandError("gdb is attached, and would be disturbed; do it there, or `stop` first")
-        self.hushed = True
+        # Heard before it is looked at: it may stop by itself in between.
         with self.stops() as stopped:
+            if not self.target.running:
+                return change()
+            if self.debugger():
+                raise CommandError("gdb is attached, and would be disturbed; do it there, or `stop` first")
+            self.hushed = True
             try:
-                if self.target.running:
-                    self.target.interrupt()
-                    await self._reached(stopped)
+                self.target.interrupt()
+                await self._reached(stopped)
                 return change()
             finally:
                 stop = stopped.result() if stopped.done() and stopped.exception() is None else None
@@ -318,7 +318,7 @@ class Session:
         try:
             self.target.resume()
         except EnclaveDbgError:
-            # The run has ended, before anyone listened.
+            # The run has ended, or somebody else has resumed it, before anyone listened.
             unsubscribe()
             self.hushed = False
 

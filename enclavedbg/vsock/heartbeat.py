@@ -28,8 +28,7 @@ class HeartbeatService:
             elif first[0] != HEARTBEAT_BYTE:
                 self._publish(VsockHeartbeat(False, f"the guest sent {first[0]:#04x}, expected {HEARTBEAT_BYTE:#04x}"))
             else:
-                # In this order: the guest goes on at once.
-                self._publish(VsockHeartbeat(True, "the guest reported, and is answered"))
                 await stream.write(first)
+                self._publish(VsockHeartbeat(True, "the guest reported, and was answered"))
         except VsockError as error:
             self._publish(VsockHeartbeat(False, str(error)))

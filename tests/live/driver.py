@@ -57,6 +57,19 @@ class Run:
     async def until_kind(self, kind: str) -> Record:
         return await self.until(lambda record: record.event.kind == kind)
 
+    async def once(self, kind: str) -> Record:
+        """The first event of a kind, past or to come; what `until` has passed stays where it is."""
+
+        async def search() -> Record:
+            while True:
+                self._news.clear()
+                for record in self.records:
+                    if record.event.kind == kind:
+                        return record
+                await self._news.wait()
+
+        return await asyncio.wait_for(search(), LIMIT)
+
     async def until_console(self, text: str) -> str:
         """The next console line that contains `text`."""
         record = await self.until(lambda r: isinstance(r.event, ConsoleLine) and text in r.event.text)

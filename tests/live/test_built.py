@@ -24,8 +24,8 @@ def demo_program() -> bytes:
 def boots_and_ends(image: Path, program: str) -> None:
     async def scene() -> None:
         async with running(eif=image) as run:
-            await run.until_kind("vsock.heartbeat")
             await run.until_console(READY)
+            await run.once("vsock.heartbeat")
             assert await run.command("exit 3") == b"ok\n"
             verdict = await run.verdict()
             assert verdict.outcome is Outcome.CLEAN

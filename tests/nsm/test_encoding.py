@@ -47,7 +47,8 @@ def test_forms_of_a_document(form: bytes) -> None:
         (base64.b64encode(SIGNED_2022.hex().encode()), "holds base64 or hex again"),
         (b'{"Recipient": {"AttestationDocument": "hEShATgi"}}', "JSON, not a document: give what is in its field"),
         (b'"hEShATgi"', "JSON, not a document"),
-        (b"[132, 68]", "JSON, not a document"),
+        (b"\n [132, 68]", "JSON, not a document"),
+        ('{"a": "\u00fc"}'.encode(), "JSON, not a document"),
         (cbor2.dumps({"Error": "InternalError"}), "the secure module's answer is the error 'InternalError'"),
     ],
 )

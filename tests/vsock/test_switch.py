@@ -707,7 +707,7 @@ def test_the_heartbeat_is_answered_once_and_published() -> None:
         assert (await sock.expect(Op.RW)).payload == b"\xb7"
         assert (await sock.expect(Op.SHUTDOWN)).flags == Shutdown.BOTH
         sock.send(Op.RST)
-        assert [h.summary() for h in bench.heartbeats()] == ["heartbeat: the guest reported, and is answered"]
+        assert [h.summary() for h in bench.heartbeats()] == ["heartbeat: the guest reported, and was answered"]
         bench.guest.send(from_guest(Op.REQUEST, host_port=9000))
         assert (await bench.guest.take()).op is Op.RST
         assert "heartbeat takes one connection, and has had it" in (await bench.changed(Change.REFUSED)).why

@@ -75,7 +75,8 @@ class VirtioNsm:
         # The bound is that of one round of the ring: more can only come from another CPU, which will kick.
         for _ in range(ring.available() // 2):
             if self._schedule.stopping:
-                # One request, one stop: the next is not even heard of until the guest goes on.
+                # One request, one stop: until the guest goes on, the next is not even heard of, and one that was
+                # delayed is not answered.
                 self._wait(0)
                 break
             request, answer = ring.pop(), ring.pop()

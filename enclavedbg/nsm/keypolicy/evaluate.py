@@ -67,7 +67,7 @@ def evaluate(
     role or user whom the statements that allow name, or each statement's own. `context` has the request's values for
     other condition keys: one, several, or none at all to say that the request has no such key. What is in none of these
     is not guessed: the outcome is UNDECIDED when it depends on it. Raises PolicyError for an action, principal or
-    context that cannot be.
+    context that cannot be, and for a policy whose findings would take too long.
 
         policy = parse_policy(Path("policy.json").read_bytes())
         result = evaluate(policy, decode_document(document).pcrs, principal="arn:aws:iam::111122223333:role/app")
@@ -91,16 +91,28 @@ def evaluate(
 
 
 def _only_caller(policy: KeyPolicy, request: Request) -> Caller | None:
-    """The role or user, if the statements that allow the action name one and no other; accounts do not count."""
+    """The one role or user whom the statements that allow the action name; None when somebody else may be meant.
+
+    The role's own account is nobody else where no attestation is asked for: that is the statement "Enable IAM User
+    Permissions", which nearly every policy has.
+    """
+    allowing = (
+        judge_statement(statement, request) for statement in policy.statements if statement.effect is Effect.ALLOW
+    )
     named = {
-        caller
-        for statement in policy.statements
-        if statement.effect is Effect.ALLOW and statement.actions is not None and request.is_among(statement.actions)
-        for caller in callers_named(statement.principals)
-        if caller.kind is not CallerKind.ROOT
+        (caller, result.attested)
+        for result in allowing
+        if result.concerned
+        for caller in callers_named(result.statement.principals)
     }
-    only = named.pop() if len(named) == 1 else None
-    return only if only is not None and only.account is not None else None
+    identities = {caller for caller, _ in named if caller.kind is not CallerKind.ROOT}
+    if len(identities) != 1:
+        return None
+    (only,) = identities
+    accounts = [(caller, attested) for caller, attested in named if caller.kind is CallerKind.ROOT]
+    if only.account is None or any(attested or account.account != only.account for account, attested in accounts):
+        return None
+    return only
 
 
 def _context(given: Mapping[str, str | Sequence[str]]) -> dict[str, tuple[str, ...]]:
@@ -150,14 +162,13 @@ def _allowed(result: StatementResult, statements: Sequence[StatementResult], req
     allows = f"{_title(result)} allows {request.action}"
     if result.attested:
         return f"{allows} to this enclave"
+    # None of the others denies this request, so where one denies it without the document, that is what lets it pass.
     without = replace(request, registers=None)
-    for other in statements:
-        # None of them denies this request, so the document is what keeps it from it.
-        if other.statement.effect is Effect.DENY and other.concerned:
-            denial = judge_statement(other.statement, without).holds
-            if denial is not Truth.NO:
-                denies = "denies" if denial is Truth.YES else "may deny"
-                return f"{allows} to this enclave; without its document {_title(other)} {denies} it"
+    others = [judge_statement(r.statement, without) for r in statements if r.statement.effect is Effect.DENY]
+    for truth, denies in ((Truth.YES, "denies"), (Truth.UNKNOWN, "may deny")):
+        for denial in others:
+            if denial.holds is truth:
+                return f"{allows} to this enclave; without its document {_title(denial)} {denies} it"
     return f"{allows}, with or without an enclave: it asks for no attestation"
 
 

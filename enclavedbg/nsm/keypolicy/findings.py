@@ -8,7 +8,7 @@ request. Nothing is assumed of the request's other keys.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from enclavedbg.nsm.keypolicy.parse import Effect, KeyPolicy, Statement
@@ -25,8 +25,8 @@ DEBUG_MODE: Registers = {index: ZERO if index in DEBUG_ZEROED else None for inde
 
 
 WORK_LIMIT = 300_000
-"""Names and values that a policy may have compared for its findings: one or two seconds' work. An honest policy of
-32 KiB, the most that KMS takes, stays below it: one for 400 roles comes to 180,000.
+"""Names and values that a policy may have compared, two seconds' work at most. A statement for 800 roles, about all that the
+32 KiB of a policy hold, beside three that deny with ten values each, comes to 26,400.
 """
 
 
@@ -69,52 +69,51 @@ def find(policy: KeyPolicy, action: str) -> Iterator[Finding]:
 
     Raises PolicyError for a policy that is made to take long.
     """
-    if not Request(action, None, None, {}).takes_document:
+    request = Request(action, None, None, {})
+    if not request.takes_document:
         return
-    _check_work(policy)
-    for statement in policy.statements:
-        if statement.effect is not Effect.ALLOW:
-            continue
-        without = list(_accesses(policy, statement, action, None))
+    allowing = [
+        statement
+        for statement in policy.statements
+        if statement.effect is Effect.ALLOW and statement.actions is not None and request.is_among(statement.actions)
+    ]
+    denying = [statement for statement in policy.statements if statement.effect is Effect.DENY]
+    _check_work(allowing, denying)
+    for statement in allowing:
+        without = list(_accesses(statement, denying, request))
         if without:
             yield _without_attestation(statement, action, without)
         if any(access.certain for access in without):
             continue
-        with_zeros = [access for access in _accesses(policy, statement, action, DEBUG_MODE) if access.guards]
+        with_zeros = list(_accesses(statement, denying, replace(request, registers=DEBUG_MODE)))
         # Not twice the same: where both depend on something, no document at all is the worse.
         if any(access.certain for access in with_zeros) or (with_zeros and not without):
             yield _debug_mode(statement, action, with_zeros)
 
 
-def _check_work(policy: KeyPolicy) -> None:
-    """Each statement that allows is tried for each that it names, against all statements that deny."""
-    callers = sum(
-        len(set(callers_named(statement.principals)))
-        for statement in policy.statements
-        if statement.effect is Effect.ALLOW
-    )
-    size = sum(
-        1
-        + len(statement.principals.named)
-        + (len(statement.actions.values) if statement.actions is not None else 0)
-        + sum(len(condition.values) for condition in statement.conditions)
-        for statement in policy.statements
-    )
-    if callers * size > WORK_LIMIT:
+def _check_work(allowing: Sequence[Statement], denying: Sequence[Statement]) -> None:
+    """For each caller its own statement's values are compared, and the names and values of those that deny."""
+    against = sum(1 + len(statement.principals.named) + _values(statement) for statement in denying)
+    work = sum(len(callers_named(statement.principals)) * (_values(statement) + against) for statement in allowing)
+    if work > WORK_LIMIT:
         raise PolicyError(
-            f"{callers} principals that are allowed times {size} names and values: too much to try one by one, "
-            f"expected a product of at most {WORK_LIMIT}"
+            f"its principals and values are too many to try one by one: {work} comparisons, "
+            f"expected at most {WORK_LIMIT}"
         )
 
 
-def _accesses(policy: KeyPolicy, statement: Statement, action: str, registers: Registers | None) -> Iterator[_Access]:
-    denials = [other for other in policy.statements if other.effect is Effect.DENY]
+def _values(statement: Statement) -> int:
+    return sum(len(condition.values) for condition in statement.conditions)
+
+
+def _accesses(statement: Statement, denying: Sequence[Statement], request: Request) -> Iterator[_Access]:
+    """Those of the callers that a statement names whom it lets in with a request."""
     for caller in dict.fromkeys(callers_named(statement.principals)):
-        request = Request(action, registers, caller, {})
+        request = replace(request, caller=caller)
         result = judge_statement(statement, request)
         if result.holds is Truth.NO:
             continue
-        denied = [judge_statement(denial, request) for denial in denials]
+        denied = [judge_statement(denial, request) for denial in denying]
         if any(denial.holds is Truth.YES for denial in denied):
             continue
         guards = tuple(guard for guard in (result, *denied) if guard.concerned and guard.attested)
@@ -127,13 +126,12 @@ def _accesses(policy: KeyPolicy, statement: Statement, action: str, registers: R
 
 def _without_attestation(statement: Statement, action: str, accesses: list[_Access]) -> Finding:
     shown, deeds = _deeds(accesses, action)
-    certain = shown[0].certain
-    depends = "" if certain else f" (it depends: {_list(shown[0].depends_on)})"
     return Finding(
         FindingKind.WITHOUT_ATTESTATION,
         statement,
-        certain,
-        f"{statement.title} {deeds} without attestation{depends}: then the enclave is not what protects the key",
+        shown[0].certain,
+        f"{statement.title} {deeds} without attestation{_dependence(shown[0])}: then the enclave is not what protects "
+        "the key",
         _cure(action, attested=shown[0].result.attested, for_account=all(_for_account(access) for access in shown)),
     )
 
@@ -153,6 +151,10 @@ def _deeds(accesses: list[_Access], action: str) -> tuple[list[_Access], str]:
     return shown, " and ".join(deeds)
 
 
+def _dependence(access: _Access) -> str:
+    return "" if access.certain else f" (it depends: {_list(access.depends_on)})"
+
+
 def _for_account(access: _Access) -> bool:
     return access.caller.kind is CallerKind.ROOT
 
@@ -167,9 +169,19 @@ def _cure(action: str, *, attested: bool, for_account: bool) -> str:
 
 def _debug_mode(statement: Statement, action: str, accesses: list[_Access]) -> Finding:
     shown, deeds = _deeds(accesses, action)
-    conditions = [result.condition for guard in shown[0].guards for result in guard.conditions]
-    image = [condition for condition in conditions if register_of(condition.key) in DEBUG_ZEROED]
-    zeros = [condition.key for condition in image if any(value and not value.strip("0") for value in condition.values)]
+    image = [
+        (guard.statement.effect, result.condition)
+        for guard in shown[0].guards
+        for result in guard.conditions
+        if register_of(result.condition.key) in DEBUG_ZEROED
+    ]
+    zeros = [
+        condition.key
+        for effect, condition in image
+        # Named to let them in: equal in an Allow, excepted from a Deny.
+        if condition.operator.negated is (effect is Effect.DENY)
+        and any(value and not value.strip("0") for value in condition.values)
+    ]
     if not image:
         why = "nothing asks which image runs"
     elif zeros:
@@ -180,7 +192,8 @@ def _debug_mode(statement: Statement, action: str, accesses: list[_Access]) -> F
         FindingKind.DEBUG_MODE,
         statement,
         shown[0].certain,
-        f"{statement.title} {deeds} in debug-mode enclaves, with any image and anybody looking in: {why}",
+        f"{statement.title} {deeds} in debug-mode enclaves{_dependence(shown[0])}, with any image and anybody looking "
+        f"in: {why}",
         "ask for the image's own value of kms:RecipientAttestation:ImageSha384",
     )
 

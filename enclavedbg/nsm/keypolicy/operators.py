@@ -97,7 +97,7 @@ def glob_matches(pattern: str, text: str) -> bool:
     return start >= at and last.match(text, start) is not None
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1 << 14)
 def _pieces(pattern: str) -> tuple[re.Pattern[str], ...]:
     """Each has a fixed length."""
     return tuple(

@@ -126,12 +126,14 @@ def match_principals(principals: Principals, caller: Caller | None, effect: Effe
         return _match_others(principals, caller, effect)
     if caller is None:
         return _match_unknown(principals, effect)
-    found = [_is(kind, name, caller) for kind, name in principals.named]
-    truth = any_of(found)
-    accounts = {account_named(kind, name) for kind, name in principals.named}
-    if truth is not Truth.YES and caller.account in accounts - {None}:
+    if (PrincipalKind.AWS, caller.text) in principals.named:
+        return PrincipalMatch(Truth.YES)
+    truth = any_of(_is(kind, name, caller) for kind, name in principals.named)
+    if truth is Truth.YES:
+        return PrincipalMatch(truth)
+    if caller.account in {account_named(kind, name) for kind, name in principals.named} - {None}:
         return _by_account(str(caller.account), effect)
-    return PrincipalMatch(truth, "" if truth is Truth.YES else _why_not(principals, truth))
+    return PrincipalMatch(truth, _why_not(principals, truth))
 
 
 def _is(kind: PrincipalKind, name: str, caller: Caller) -> Truth:

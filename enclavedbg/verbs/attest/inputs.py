@@ -80,13 +80,15 @@ def expected_registers(given: Sequence[tuple[int, bytes]], image: Path | None) -
     """The registers of an image, and those named one by one; raises EifError, or UsageError when the two differ."""
     expected: dict[int, bytes] = {}
     if image is not None:
-        from enclavedbg.verbs.eif.measure import measure_image
+        from enclavedbg.eif.source import open_source
+        from enclavedbg.verbs.eif.measure import measure_source
 
-        try:
-            expected |= measure_image(image).as_mapping()
-        except EifError as error:
-            # It is not the only file: say which.
-            raise EifError(f"{image}: {error}") from error
+        with open_source(image) as source:
+            try:
+                expected |= measure_source(source).as_mapping()
+            except EifError as error:
+                # It is not the only file: say which.
+                raise EifError(f"{input_name(image)}: {error}") from error
     for index, value in given:
         if expected.get(index, value) != value:
             raise UsageError(f"two values are expected of PCR{index}; name one")

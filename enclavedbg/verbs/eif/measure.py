@@ -7,7 +7,7 @@ from pathlib import Path
 
 from enclavedbg.eif.describe import measurements_json
 from enclavedbg.eif.measure import Measurements, measure_file
-from enclavedbg.eif.source import open_source
+from enclavedbg.eif.source import EifSource, open_source
 from enclavedbg.eif.walk import walk_eif
 from enclavedbg.verbs.eif.output import measuring_warnings, print_json, print_measurements, warn
 
@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the measurements; 0."""
-    measurements = measure_image(options.file)
+    with open_source(options.file) as source:
+        measurements = measure_source(source)
     if options.json:
         print_json({"Measurements": measurements_json(measurements)})
     else:
@@ -28,10 +29,9 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def measure_image(path: Path) -> Measurements:
+def measure_source(source: EifSource) -> Measurements:
     """An image's measurements, with the warnings that go with them on standard error; raises EifError."""
-    with open_source(path) as source:
-        walk = walk_eif(source)
-        measured = measure_file(source, walk)
+    walk = walk_eif(source)
+    measured = measure_file(source, walk)
     warn(measuring_warnings(walk, measured))
     return measured.measurements

@@ -413,6 +413,18 @@ def test_a_catchpoint_that_hears_of_the_request_holds_its_answer() -> None:
     assert sum(isinstance(event, NsmRequest) for event in guest.events) == 1
 
 
+def test_a_delay_that_is_over_when_the_machine_stops_lasts_until_it_goes_on() -> None:
+    guest = Guest()
+    guest.module.faults.add(parse_fault("LockPCR delay 1s"))
+    guest.begin(LockPCR(20))
+    guest.schedule.stopping = True
+    assert guest.schedule.run() == [1_000_000_000]
+    assert guest.finished() is None
+    guest.schedule.stopping = False
+    assert guest.schedule.run() == [0]
+    assert guest.finished() == "LockPCR"
+
+
 def test_a_request_that_is_put_off_is_in_a_saved_state() -> None:
     memory = GuestMemory(RAM)
     other, guest = Guest(memory), Guest(memory)
