@@ -25,8 +25,10 @@ DEBUG_MODE: Registers = {index: ZERO if index in DEBUG_ZEROED else None for inde
 
 
 WORK_LIMIT = 300_000
-"""Names and values that a policy may have compared, two seconds' work at most. A statement for 800 roles, about all that
-a policy of 32 KiB holds, beside three that deny with ten values each, comes to 26,400.
+"""Names and values that a policy may have compared, two seconds' work at most.
+
+A statement for 800 roles, about all that a policy of 32 KiB holds, beside three that deny with ten values each, comes
+to 26,400.
 """
 
 
