@@ -254,6 +254,8 @@ def _zstd(view: memoryview, limit: int) -> tuple[bytes, int]:
         if frame.at_most > limit and "full frame" in str(error):
             raise _too_large("zstd", limit) from error
         raise _damaged("zstd", error) from error
+    if len(data) > limit:
+        raise _too_large("zstd", limit)
     return data, frame.size
 
 

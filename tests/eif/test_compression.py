@@ -14,7 +14,7 @@ from collections.abc import Callable
 import lz4.block
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from enclavedbg.eif.compression import detect, unpack, zstd_frame
@@ -128,6 +128,7 @@ def test_unknown_and_unsupported() -> None:
 
 
 @given(st.sampled_from(NAMES), st.binary(max_size=400), st.integers(0, 500))
+@example("zstd-unsized", b"\0", 0)
 @settings(max_examples=80, deadline=None)
 def test_any_data_round_trips_within_its_limit(name: str, data: bytes, limit: int) -> None:
     if name == "lz4" and not data:

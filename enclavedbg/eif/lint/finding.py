@@ -37,8 +37,12 @@ class Check:
     cure: str
 
     def found(self, message: str, *, evidence: str = "", cure: str | None = None) -> Finding:
-        """The finding; `message` is a line on what was found here, `evidence` shows it."""
-        return Finding(self, message, evidence, self.cure if cure is None else cure)
+        """The finding; `message` is a line on what was found here, `evidence` shows it.
+
+        Names in it are the image's own, so what is not printable is shown by its number.
+        """
+        line = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in message)
+        return Finding(self, line, evidence, self.cure if cure is None else cure)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import gzip
 import zlib
 from dataclasses import replace
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from enclavedbg.eif.archives import DEFAULT_LIMITS
@@ -55,6 +55,7 @@ RUN = program(interpreter="/lib/ld-linux.so", needed=["liba.so.1"], runpath="$OR
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, len(RUN)), st.binary(min_size=1, max_size=8), st.integers(0, 8000), st.binary(max_size=8))
+@example(RUN.index(b"/lib/ld") + 1, b"\n", 0, b"")
 def test_damaged_programs_kernels_and_archives(at: int, change: bytes, place: int, other: bytes) -> None:
     spoilt = RUN[:at] + change + RUN[at + len(change) :]
     packed = gzip.compress(ramdisk(bootstrap()), mtime=0)
