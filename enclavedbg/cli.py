@@ -35,7 +35,7 @@ enclavedbg {__version__}: run an AWS Nitro Enclave image here; stop it, look int
   --eif FILE       the enclave image
   --gdb ADDRESS    serve gdb; :1234 is this machine only, others: HOST:PORT
   --wait           stop before the first instruction of the kernel
-  --memory SIZE    the enclave's RAM: 512 (MiB), 2G; default: what it needs
+  --memory SIZE    the enclave's RAM: 512 (MiB), 2G; default: 512 or more
   --cpu NAME       auto or soft (kvm comes later); default: auto
   --cid N          the enclave's vsock context id, 4 or more; default: 16
   --vsock DIR      reach the guest's vsock through Unix sockets in this folder

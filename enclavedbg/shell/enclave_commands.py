@@ -17,7 +17,8 @@ from enclavedbg.shell.session import Session
 from enclavedbg.shell.table import CommandError
 from enclavedbg.shell.text import Text, counted, fields, hexdump, joined, lines, size
 
-ANSWER_SECONDS = 1.0
+ANSWER_SECONDS = 5.0
+"""For the first byte: longer than a delay that a fault is likely to make."""
 PAUSE_SECONDS = 0.2
 """The guest's answer is whole when it says nothing more for so long."""
 
@@ -58,6 +59,7 @@ async def vsock(session: Session, words: list[str]) -> Text:
     vsock packets [N]          the last packets
     vsock send 5000 hello      connects to port 5000 of the guest, and shows what it answers
     vsock send 5001 hex:00ff   the same with bytes, and no line end
+    It waits five seconds for an answer; Ctrl-C gives it up before.
     """
     if words and words[0] == "packets":
         return history(session, "vsock.packet", words[1:], "No packet has crossed yet.")

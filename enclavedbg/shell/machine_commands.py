@@ -19,6 +19,8 @@ LONGEST_INSTRUCTION = 15
 STEPPED = "stepped"
 """The reason of a stop behind a step."""
 
+MAX_STEPS = 10_000
+
 USER = "user program"
 EARLY = "kernel code, before its own page tables"
 _TARGET = re.compile(r"^0x[0-9a-f]+$")
@@ -49,17 +51,19 @@ async def resume(session: Session, words: list[str]) -> Text:
 async def step(session: Session, words: list[str]) -> Text:
     """Execute one instruction, or N; Enter repeats it.
 
-    It ends before N when something else stops the machine, such as a breakpoint.
+    N is at most 10,000. It ends before when something else stops the machine, such as a breakpoint.
     """
     session.require_control()
     count = number(words[0], "a count") if words else 1
+    if not 1 <= count <= MAX_STEPS:
+        raise CommandError(f"{count} steps; expected 1 to {MAX_STEPS} (a breakpoint goes further)")
     if session.target.running:
         raise CommandError("the machine is running; stop it first")
     before = session.target.state()
     text: Text = []
     session.hushed = True
     try:
-        for _ in range(max(1, min(count, 10_000))):
+        for _ in range(count):
             stop = await session.step()
             if stop.reason != STEPPED:
                 text = lines(f"stop: {stop.summary()}", "value")
@@ -126,10 +130,10 @@ async def mem(session: Session, words: list[str]) -> Text:
 async def dis(session: Session, words: list[str]) -> Text:
     """Disassemble: 10 instructions from the next, or N.
 
-    For example: dis; dis start_kernel 20; dis $rip-8
+    For example: dis; dis do_exit 20; dis $rip-8
     """
     if len(words) > 2:
-        raise CommandError("expected: dis [ADDRESS] [N], e.g. dis start_kernel 20")
+        raise CommandError("expected: dis [ADDRESS] [N], e.g. dis do_exit 20")
     state = session.target.state()
     address = await session.address(words[0]) if words else state.rip
     count = number(words[1], "a count") if len(words) == 2 else 10

@@ -48,6 +48,8 @@ class Interrupted(Exception):
     """The person pressed Ctrl-C on an empty line."""
 
 
+LATE_SECONDS = 1.0
+"""A Ctrl-C so soon after a command was meant for it: it must not cost the enclave."""
 QUIET_SECONDS = 0.4
 """The greeting comes when the boot has been quiet for so long,"""
 
@@ -104,6 +106,7 @@ class Shell:
         self._repeat = ""
         self._greet_by = 0.0
         self._heard = 0.0
+        self._late_until = 0.0
         self._prompt: PromptSession[str] = PromptSession(
             history=history or open_history(os.environ),
             completer=ShellCompleter(session, COMMANDS),
@@ -136,11 +139,20 @@ class Shell:
             self._flush()
 
     def interrupt(self) -> bool:
-        """Give up the command that works, if one does; whether there was one."""
+        """Give up the command that works, if one does; False when Ctrl-C was meant for the enclave."""
         if self._working is None:
-            return False
+            return self._came_late()
         self._working.cancel()
         return True
+
+    def _came_late(self) -> bool:
+        """Whether Ctrl-C was meant for a command that has just ended by itself; the next one is not."""
+        assert self._loop is not None
+        late = self._loop.time() < self._late_until
+        self._late_until = 0.0
+        if late:
+            self._show(lines("The command had ended; Ctrl-C again ends the enclave.", "warn"))
+        return late
 
     def _greet(self) -> None:
         """Show the greeting, or come again while there is news."""
@@ -163,10 +175,13 @@ class Shell:
             self._session.ended.set()
             return
         except KeyboardInterrupt:
+            if self._came_late():
+                return
             raise Interrupted from None
         line = line.strip() or self._repeat
         self._repeat = line if COMMANDS.repeats(line) else ""
         text = await self._answer(line)
+        self._late_until = self._loop.time() + LATE_SECONDS if line and self._loop is not None else 0.0
         self._flush()  # what the command made happen comes before what it says
         if text:
             self._show(text)

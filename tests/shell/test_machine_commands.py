@@ -79,9 +79,18 @@ def test_memory(stopped: Live) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["mem", "mem linux_banner 0", "mem linux_banner 1000000", "mem a b c", "mem linux_banner x"]
+    "line",
+    [
+        "step 0",
+        "step 10001",
+        "mem",
+        "mem linux_banner 0",
+        "mem linux_banner 1000000",
+        "mem a b c",
+        "mem linux_banner x",
+    ],
 )
-def test_memory_misuse(stopped: Live, line: str) -> None:
+def test_counts_and_addresses_that_are_refused(stopped: Live, line: str) -> None:
     with pytest.raises(CommandError):
         stopped.command(line)
 

@@ -14,6 +14,7 @@ from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from enclavedbg.machine.events import ConsoleLine, GuestWarning
+from enclavedbg.shell import prompt
 from enclavedbg.shell.commands import COMMANDS
 from enclavedbg.shell.completion import ShellCompleter
 from enclavedbg.shell.prompt import BURST, Interrupted, Shell, history_file, open_history
@@ -115,9 +116,36 @@ def test_end_of_input_leaves(live: Live) -> None:
 
 def test_ctrl_c_clears_the_line_first_and_then_ends(live: Live) -> None:
     async def script(screen: Screen, keys: PipeInput, shell: Shell) -> None:
-        keys.send_text("half a li\x03status\r")
-        await screen.until("guest time")
+        keys.send_text("half a li\x03\x03")
+
+    with pytest.raises(Interrupted):
+        use(live, script)
+
+
+def test_ctrl_c_that_comes_after_a_command_has_ended_is_not_the_end(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt, "LATE_SECONDS", 60.0)
+
+    async def script(screen: Screen, keys: PipeInput, shell: Shell) -> None:
+        keys.send_text("status\r\x03")
+        await screen.until("The command had ended; Ctrl-C again ends the enclave.")
+        keys.send_text("status\r")
+        await screen.until("guest time", after=len(screen.text))
+        # The same as a signal, as it comes while no prompt is there.
+        assert shell.interrupt()
+        assert not shell.interrupt()
         keys.send_text("\x03")
+
+    with pytest.raises(Interrupted):
+        use(live, script)
+
+
+def test_ctrl_c_long_after_a_command_ends_the_enclave(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt, "LATE_SECONDS", 0.0)
+
+    async def script(screen: Screen, keys: PipeInput, shell: Shell) -> None:
+        keys.send_text("status\r\x03")
 
     with pytest.raises(Interrupted):
         use(live, script)
@@ -218,8 +246,9 @@ def test_ctrl_c_gives_up_a_command_that_works(live: Live) -> None:
         shown = len(screen.text)
         keys.send_text("stop\rstep 10000\r")
         await screen.until("=> ")
-        while not shell.interrupt():
+        while shell._working is None:
             await asyncio.sleep(0)
+        assert shell.interrupt()
         await screen.until("Given up")
         keys.send_text("c\r")
         await screen.until("resume: running", after=shown)

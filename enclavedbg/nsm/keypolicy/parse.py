@@ -112,7 +112,7 @@ class KeyPolicy:
 
 
 def parse_policy(data: str | bytes) -> KeyPolicy:
-    """A key policy from its JSON, or from what `aws kms get-key-policy --output json` prints.
+    """A key policy from its JSON, or from what `aws kms get-key-policy` prints, with `--query Policy` or without.
 
     Raises PolicyError, one line that says where and what is wrong.
     """
@@ -120,8 +120,8 @@ def parse_policy(data: str | bytes) -> KeyPolicy:
     root = read_json(text, "")
     if _is_answer(root):
         root = members_of(root, "the answer of get-key-policy")["Policy"]
-        if isinstance(root, str):
-            text, root = root, read_json(root, "Policy: ")
+    if isinstance(root, str):
+        text, root = root, read_json(root, "Policy: ")
     size = len(without_space(text).encode("utf-8", "surrogatepass"))
     if size > POLICY_LIMIT:
         raise PolicyError(f"a policy of {size} bytes without white space, KMS takes at most {POLICY_LIMIT}")

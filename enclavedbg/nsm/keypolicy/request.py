@@ -85,7 +85,7 @@ class Request:
         found = _of_caller(name, self.caller)
         if found is not None:
             return Lookup((found,))
-        return Lookup(None, f"the request's value is not known here{_meant(name)}")
+        return Lookup(None, f"the request's value is not known here{_meant(key)}")
 
     def _attested(self, key: str) -> Lookup:
         register = register_of(key)
@@ -104,11 +104,11 @@ class Request:
 
 
 @lru_cache(maxsize=4096)
-def _meant(name: str) -> str:
+def _meant(key: str) -> str:
     """For a name that is nearly an attestation key's."""
-    prefix, _, register = name.rpartition(":")
-    near = get_close_matches(prefix[:60], [ATTESTATION_PREFIX], cutoff=0.85)
-    return f"; did you mean kms:RecipientAttestation:{register[:20]}?" if near else ""
+    prefix, _, register = key.rpartition(":")
+    near = get_close_matches(prefix[:60].lower(), [ATTESTATION_PREFIX], cutoff=0.85)
+    return f" (did you mean kms:RecipientAttestation:{register[:20]}?)" if near else ""
 
 
 def _of_caller(name: str, caller: Caller | None) -> str | None:

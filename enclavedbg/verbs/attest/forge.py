@@ -90,7 +90,7 @@ def _check(original: Original) -> None:
 
 def _chosen(only: Sequence[str] | None) -> list[str]:
     for name in only or ():
-        if name not in FORGERIES:
+        if name not in FORGERIES and name not in GENUINE:
             raise UsageError(f"there is no forgery {name!r}; enclavedbg attest forge --list names them")
     return [name for name in FORGERIES if not only or name in only]
 

@@ -164,9 +164,9 @@ def test_a_key_that_is_not_known_is_not_guessed() -> None:
 
 
 def test_an_attestation_key_that_is_mistyped() -> None:
-    for key in ("kms:RecipientAttestaton:PCR0", "kms:RecipientAttestations:pcr0", "kms:ReceipientAttestation:pcr0"):
+    for key in ("kms:RecipientAttestaton:PCR0", "kms:recipientattestations:PCR0", "kms:ReceipientAttestation:PCR0"):
         lookup = Request("kms:Decrypt", {}, None, {}).look_up(key)
-        assert lookup.values is None and lookup.note.endswith("; did you mean kms:RecipientAttestation:pcr0?")
+        assert lookup.values is None and lookup.note.endswith(" (did you mean kms:RecipientAttestation:PCR0?)")
     assert "did you mean" not in Request("kms:Decrypt", {}, None, {}).look_up("kms:EncryptionContext:PCR0").note
 
 

@@ -90,6 +90,7 @@ def test_what_get_key_policy_prints() -> None:
     bare = policy(STATEMENT)
     assert parse_policy(json.dumps({"Policy": bare, "PolicyName": "default"}, indent=4)) == parse_policy(bare)
     assert parse_policy(json.dumps({"Policy": json.loads(bare)})) == parse_policy(bare)
+    assert parse_policy(json.dumps(bare, indent=4)) == parse_policy(bare), "with --query Policy"
     assert refused(json.dumps({"Policy": "{"})).startswith("Policy: not JSON: ")
     assert refused(json.dumps({"Policy": None})) == "the policy: expected an object, found null"
 
