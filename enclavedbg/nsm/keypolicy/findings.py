@@ -1,17 +1,18 @@
-"""What makes a policy weaker than it looks: access without attestation, and access for debug-mode enclaves.
+"""What makes a policy weaker than it looks: access without attestation, in debug-mode enclaves, with any image.
 
-Neither depends on the document: each statement that allows is tried with a request of those whom it names, once
-without a document and once with one of a debug-mode enclave, and the statements that deny are tried on the same
-request. Nothing is assumed of the request's other keys.
+None depends on the document: each statement that allows is tried with requests of those whom it names, without a
+document, with one of a debug-mode enclave and with one of an image that nobody knows, and the statements that deny are
+tried on the same requests. Nothing is assumed of the request's other keys.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from enclavedbg.nsm.keypolicy.parse import Effect, KeyPolicy, Statement
+from enclavedbg.nsm.keypolicy.parse import Condition, Effect, KeyPolicy, Statement
 from enclavedbg.nsm.keypolicy.principals import Caller, CallerKind, callers_named
 from enclavedbg.nsm.keypolicy.registers import Registers
 from enclavedbg.nsm.keypolicy.request import Request, register_of
@@ -23,9 +24,14 @@ from enclavedbg.nsm.pcr import DEBUG_ZEROED, PCR_COUNT, ZERO
 DEBUG_MODE: Registers = {index: ZERO if index in DEBUG_ZEROED else None for index in range(PCR_COUNT)}
 """What a debug-mode enclave attests: the image's registers are zeros, the others may hold anything."""
 
+UNKNOWN_IMAGE: Registers = {
+    index: None if value is None else hashlib.sha384(b"register %d of no known image" % index).digest()
+    for index, value in DEBUG_MODE.items()
+}
+"""What the enclave of an image attests that nobody has heard of."""
 
-WORK_LIMIT = 300_000
-"""Names and values that a policy may have compared, two seconds' work at most.
+WORK_LIMIT = 200_000
+"""Names and values that a policy may have compared for one document, two seconds' work at most for all three.
 
 A statement for 800 roles, about all that a policy of 32 KiB holds, beside three that deny with ten values each, comes
 to 26,400.
@@ -37,6 +43,7 @@ class FindingKind(Enum):
 
     WITHOUT_ATTESTATION = "without-attestation"
     DEBUG_MODE = "debug-mode"
+    ANY_IMAGE = "any-image"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +94,12 @@ def find(policy: KeyPolicy, action: str) -> Iterator[Finding]:
             yield _without_attestation(statement, action, without)
         if any(access.certain for access in without):
             continue
-        with_zeros = list(_accesses(statement, denying, replace(request, registers=DEBUG_MODE)))
-        # Not twice the same: where both depend on something, no document at all is the worse.
-        if any(access.certain for access in with_zeros) or (with_zeros and not without):
-            yield _debug_mode(statement, action, with_zeros)
+        # Not the same twice: the worst is told. Where it depends on something, no document at all is the worst.
+        for registers, describe in ((DEBUG_MODE, _debug_mode), (UNKNOWN_IMAGE, _any_image)):
+            accesses = list(_accesses(statement, denying, replace(request, registers=registers)))
+            if any(access.certain for access in accesses) or (accesses and not without):
+                yield describe(statement, action, accesses)
+                break
 
 
 def _check_work(allowing: Sequence[Statement], denying: Sequence[Statement]) -> None:
@@ -161,6 +170,9 @@ def _for_account(access: _Access) -> bool:
     return access.caller.kind is CallerKind.ROOT
 
 
+_ASK_FOR_IMAGE = "ask for the image's own value of kms:RecipientAttestation:ImageSha384"
+
+
 def _cure(action: str, *, attested: bool, for_account: bool) -> str:
     if attested:
         return "its conditions hold without a document: use StringEqualsIgnoreCase, no IfExists, ForAllValues or Not"
@@ -169,14 +181,19 @@ def _cure(action: str, *, attested: bool, for_account: bool) -> str:
     return f"leave {action} out of it, or ask there for kms:RecipientAttestation:ImageSha384"
 
 
-def _debug_mode(statement: Statement, action: str, accesses: list[_Access]) -> Finding:
-    shown, deeds = _deeds(accesses, action)
-    image = [
+def _asked_of_the_image(access: _Access) -> list[tuple[Effect, Condition]]:
+    """The conditions on the image's registers, with the effect of the statement where each stands."""
+    return [
         (guard.statement.effect, result.condition)
-        for guard in shown[0].guards
+        for guard in access.guards
         for result in guard.conditions
         if register_of(result.condition.key) in DEBUG_ZEROED
     ]
+
+
+def _debug_mode(statement: Statement, action: str, accesses: list[_Access]) -> Finding:
+    shown, deeds = _deeds(accesses, action)
+    image = _asked_of_the_image(shown[0])
     zeros = [
         condition.key
         for effect, condition in image
@@ -196,7 +213,23 @@ def _debug_mode(statement: Statement, action: str, accesses: list[_Access]) -> F
         shown[0].certain,
         f"{statement.title} {deeds} in debug-mode enclaves{_dependence(shown[0])}, with any image and anybody looking "
         f"in: {why}",
-        "ask for the image's own value of kms:RecipientAttestation:ImageSha384",
+        _ASK_FOR_IMAGE,
+    )
+
+
+def _any_image(statement: Statement, action: str, accesses: list[_Access]) -> Finding:
+    shown, deeds = _deeds(accesses, action)
+    why = (
+        "the conditions on the image let others pass"
+        if _asked_of_the_image(shown[0])
+        else "nothing asks which image runs"
+    )
+    return Finding(
+        FindingKind.ANY_IMAGE,
+        statement,
+        shown[0].certain,
+        f"{statement.title} {deeds} in enclaves of any image{_dependence(shown[0])}: {why}",
+        _ASK_FOR_IMAGE,
     )
 
 

@@ -33,6 +33,7 @@ WRONG = {"StringEqualsIgnoreCase": {"kms:RecipientAttestation:ImageSha384": "cd"
 ZEROS = {"StringEqualsIgnoreCase": {"kms:RecipientAttestation:PCR0": "00" * 48}}
 ALLOWED, NOT_ALLOWED, UNDECIDED = Outcome.ALLOWED, Outcome.NOT_ALLOWED, Outcome.UNDECIDED
 WITHOUT, DEBUG_MODE = FindingKind.WITHOUT_ATTESTATION, FindingKind.DEBUG_MODE
+ANY_IMAGE = FindingKind.ANY_IMAGE
 
 ROOT = {
     "Sid": "Enable IAM User Permissions",
@@ -474,6 +475,22 @@ def test_why_debug_mode_passes_is_said_of_the_right_values() -> None:
     assert finding.message.endswith("nothing asks which image runs")
 
 
+def test_debug_mode_is_kept_out_and_any_image_is_not() -> None:
+    null = deny({"Null": {"kms:RecipientAttestation:ImageSha384": "true"}})
+    zeros = deny(ZEROS)
+    role = {"StringEquals": {"kms:RecipientAttestation:PCR3": "33" * 48}}
+    for statements, certain in (([enclave(None), null, zeros], True), ([enclave(role), zeros], False)):
+        (finding,) = answer(*statements).findings
+        assert (finding.kind, finding.certain) == (ANY_IMAGE, certain)
+        assert f"allow{'s' if certain else ''} kms:Decrypt to {ROLE} in enclaves of any image" in finding.message
+    (finding,) = answer(enclave({"StringNotEquals": {"kms:RecipientAttestation:PCR0": "00" * 48}}), null).findings
+    assert finding.kind is ANY_IMAGE and finding.message.endswith("the conditions on the image let others pass")
+    # Which image, or who signed it, is asked.
+    signed = {"StringEquals": {"kms:RecipientAttestation:PCR8": "88" * 48}}
+    assert [answer(enclave(c), zeros).findings for c in (IMAGE, signed)] == [(), ()]
+    assert answer(enclave(None), null, zeros, deny({"StringNotEquals": signed["StringEquals"]})).findings == ()
+
+
 def test_a_deny_of_debug_mode_says_so() -> None:
     result = answer(enclave(None), deny(ZEROS), pcrs=DEBUG)
     assert result.verdict.endswith("denies kms:Decrypt to this enclave (PCR0; the enclave ran in debug mode)")
@@ -487,7 +504,7 @@ def test_a_policy_made_to_take_long_is_refused() -> None:
     names = {"Service": [f"{n:x}.amazonaws.com" for n in range(700)]}
     values = {"StringEquals": {"kms:RecipientAttestation:PCR0": [f"{n:x}" for n in range(2000)]}}
     anything = {"StringLike": {"kms:RecipientAttestation:PCR0": "*"}}
-    with pytest.raises(PolicyError, match="too many to try one by one: 1402100 comparisons, expected at most 300000"):
+    with pytest.raises(PolicyError, match="too many to try one by one: 1402100 comparisons, expected at most 200000"):
         answer(enclave(anything, Principal=names), deny(values))
     # The same work for another action is not done.
     assert answer(enclave(), enclave(anything, Principal=names, Action="kms:Encrypt"), deny(values)).allowed
