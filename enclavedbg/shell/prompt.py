@@ -147,8 +147,7 @@ class Shell:
 
     def _came_late(self) -> bool:
         """Whether Ctrl-C was meant for a command that has just ended by itself; the next one is not."""
-        assert self._loop is not None
-        late = self._loop.time() < self._late_until
+        late = self._loop is not None and self._loop.time() < self._late_until
         self._late_until = 0.0
         if late:
             self._show(lines("The command had ended; Ctrl-C again ends the enclave.", "warn"))

@@ -164,7 +164,7 @@ def _condition_lines(result: ConditionResult, *, with_values: bool) -> Iterator[
 def notes(result: PolicyResult, document: DecodedDocument) -> Iterator[str]:
     """What to keep in mind about the answer."""
     if result.assumed is not None:
-        yield f"without --principal ARN, the caller is taken to be {result.assumed}: nobody else is named"
+        yield f"without --principal ARN, the caller is taken to be {result.assumed}, the only role or user named"
     elif result.principal is None:
         yield "without --principal ARN, the caller is taken to be whom each statement that allows names"
     if result.action == "kms:GenerateRandom":

@@ -111,7 +111,7 @@ def test_not_allowed_with_both_values_below_each_other(files: Files) -> None:
         "              ^ equal but for 0x: KMS gives bare hexadecimal digits",
         f"    document  {PCR0.hex()}",
     ]
-    assert f"note: without --principal ARN, the caller is taken to be {ROLE}: nobody else is named" in lines
+    assert f"note: without --principal ARN, the caller is taken to be {ROLE}, the only role or user named" in lines
 
 
 def test_debug_mode(files: Files) -> None:
