@@ -149,9 +149,12 @@ def _conditions(kind: str, words: Sequence[str], *, answered: bool) -> tuple[Con
 def _condition(kind: str, known: dict[str, str], field: str, sign: str, text: str) -> Condition:
     sort = known.get(field)
     if sort is None:
-        expected = f"expected one of {', '.join(known)}" if known else "it has none to compare; name another request"
         if field == "error":
             expected = "only an answer has one, so only `catch nsm after` can compare it"
+        elif known:
+            expected = f"expected one of {', '.join(known)}"
+        else:
+            expected = "it has none to compare; name another request"
         raise SelectorError(f"{kind} has no field {field!r}; {expected}")
     sign = "==" if sign == "=" else sign
     if sign not in _FOR[sort]:

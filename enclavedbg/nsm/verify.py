@@ -281,16 +281,18 @@ class _Case:
             if found == wanted:
                 self._findings.passed(check, f"the {len(wanted)} bytes expected")
             else:
-                held = self._not_read(name) or ("absent" if found is None else f"{len(found)} bytes")
+                held = "absent" if found is None else f"{len(found)} bytes"
+                if self._is_malformed(name):
+                    held = "not of the right form"
                 self._findings.failed(check, f"{held}, not the {len(wanted)} bytes expected")
 
-    def _not_read(self, name: str) -> str:
-        """What to say of a field that is there and of the wrong form; empty for any other."""
-        return "not of the right form" if name in self._reading.fields and name not in self._values else ""
+    def _is_malformed(self, name: str) -> bool:
+        """Whether a field is there and not of the right type and size."""
+        return name in self._reading.fields and name not in self._values
 
     def _check_pcrs(self) -> None:
         pcrs = self._values.get("pcrs", {})
-        malformed = self._not_read("pcrs")
+        malformed = self._is_malformed("pcrs")
         for index, wanted in sorted((self._expected.pcrs or {}).items()):
             found = pcrs.get(index)
             if found == wanted:

@@ -180,7 +180,7 @@ class Shell:
         line = line.strip() or self._repeat
         self._repeat = line if COMMANDS.repeats(line) else ""
         text = await self._answer(line)
-        self._late_until = self._loop.time() + LATE_SECONDS if line and self._loop is not None else 0.0
+        self._late_until = asyncio.get_running_loop().time() + LATE_SECONDS if line else 0.0
         self._flush()  # what the command made happen comes before what it says
         if text:
             self._show(text)

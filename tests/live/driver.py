@@ -58,17 +58,12 @@ class Run:
         return await self.until(lambda record: record.event.kind == kind)
 
     async def once(self, kind: str) -> Record:
-        """The first event of a kind, past or to come; what `until` has passed stays where it is."""
-
-        async def search() -> Record:
-            while True:
-                self._news.clear()
-                for record in self.records:
-                    if record.event.kind == kind:
-                        return record
-                await self._news.wait()
-
-        return await asyncio.wait_for(search(), LIMIT)
+        """The first event of a kind, past or to come; what is waited for next does not change."""
+        seen, self._seen = self._seen, 0
+        try:
+            return await self.until_kind(kind)
+        finally:
+            self._seen = seen
 
     async def until_console(self, text: str) -> str:
         """The next console line that contains `text`."""

@@ -39,18 +39,18 @@ class Machine:
         self.running = True
 
 
-def session_on(machine: Machine) -> tuple[Session, list[str]]:
-    """A session, and what it tells."""
+def session_on_machine() -> tuple[Machine, Session, list[str]]:
+    """A machine that runs, a session on it, and what the session tells."""
+    machine = Machine()
     told: list[str] = []
     session = Session(cast(Any, machine))
     session.tell = lambda text: told.append(plain(text))
-    return session, told
+    return machine, session, told
 
 
 def test_a_change_stops_the_machine_for_a_moment() -> None:
     async def scene() -> None:
-        machine = Machine()
-        session, told = session_on(machine)
+        machine, session, told = session_on_machine()
         assert await session.while_stopped(lambda: machine.running) is False
         assert machine.running and machine.resumed == 1 and told == []
 
@@ -61,8 +61,7 @@ def test_a_stop_of_another_kind_meanwhile_is_told_and_stays() -> None:
     """A breakpoint is met between the look whether it runs and the request to stop."""
 
     async def scene() -> None:
-        machine = Machine()
-        session, told = session_on(machine)
+        machine, session, told = session_on_machine()
         machine.at_interrupt = lambda: machine.stop("breakpoint at 0x1000")
         assert await session.while_stopped(lambda: 7) == 7
         assert not machine.running and not session.hushed
@@ -73,8 +72,7 @@ def test_a_stop_of_another_kind_meanwhile_is_told_and_stays() -> None:
 
 def test_a_change_that_fails_lets_the_machine_go_on() -> None:
     async def scene() -> None:
-        machine = Machine()
-        session, _ = session_on(machine)
+        machine, session, _ = session_on_machine()
         with pytest.raises(ZeroDivisionError):
             await session.while_stopped(lambda: 1 // 0)
         assert machine.running
@@ -84,8 +82,7 @@ def test_a_change_that_fails_lets_the_machine_go_on() -> None:
 
 def test_given_up_while_the_stop_is_on_its_way_the_machine_goes_on() -> None:
     async def scene() -> None:
-        machine = Machine()
-        session, told = session_on(machine)
+        machine, session, told = session_on_machine()
         loop = asyncio.get_running_loop()
         machine.at_interrupt = lambda: cast(None, loop.call_soon(work.cancel))
         work = asyncio.create_task(session.while_stopped(lambda: 7))
@@ -99,8 +96,7 @@ def test_given_up_while_the_stop_is_on_its_way_the_machine_goes_on() -> None:
 
 def test_an_interrupt_of_a_machine_that_stands() -> None:
     async def scene() -> None:
-        machine = Machine()
-        session, _ = session_on(machine)
+        machine, session, _ = session_on_machine()
         machine.running = False
         assert await session.interrupt() is None
 
@@ -108,7 +104,7 @@ def test_an_interrupt_of_a_machine_that_stands() -> None:
 
 
 def test_a_machine_that_cannot_be_resumed_is_not_hushed() -> None:
-    session, _ = session_on(Machine())
+    _, session, _ = session_on_machine()
     session.hushed = True
     session._resume_quietly()
     assert not session.hushed

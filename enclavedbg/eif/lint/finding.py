@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from enclavedbg.eif.text import safe
+
 if TYPE_CHECKING:
     from enclavedbg.eif.lint.subject import Subject
 
@@ -41,8 +43,7 @@ class Check:
 
         Names in it are the image's own, so what is not printable is shown by its number.
         """
-        line = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in message)
-        return Finding(self, line, evidence, self.cure if cure is None else cure)
+        return Finding(self, safe(message), evidence, self.cure if cure is None else cure)
 
 
 @dataclass(frozen=True, slots=True)

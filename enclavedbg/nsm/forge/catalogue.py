@@ -25,7 +25,7 @@ from enclavedbg.nsm.document import (
 )
 from enclavedbg.nsm.findings import Check
 from enclavedbg.nsm.forge.original import Claims, Original, changed
-from enclavedbg.nsm.pcr import DEBUG_ZEROED, ZERO, identity_registers
+from enclavedbg.nsm.pcr import DEBUG_ZEROED, IMAGE_REGISTERS, ZERO, identity_registers
 
 Maker = Callable[[Original], bytes]
 
@@ -147,34 +147,23 @@ def _missing_intermediate(original: Original) -> bytes:
     return original.document(cabundle=[link.der for link in original.chain[:-2]])
 
 
-@_forgery("non-ca-issuer", "the certificate that issued the leaf is not a CA's", Check.CONSTRAINTS)
-def _non_ca_issuer(original: Original) -> bytes:
-    return original.document(original.make_chain(spoil={"instance": changed(ca=False, path_length=None)}))
+def _spoilt(name: str, level: str, wrong: str, **changes: Any) -> None:
+    """A document whose chain has another certificate of one kind, correctly signed."""
+    register = _forgery(name, wrong, Check.CONSTRAINTS)
+    register(lambda original: original.document(original.make_chain(spoil={level: changed(**changes)})))
 
 
-@_forgery("no-cert-sign", "the zonal certificate may not sign certificates (key usage)", Check.CONSTRAINTS)
-def _no_cert_sign(original: Original) -> bytes:
-    return original.document(original.make_chain(spoil={"zonal": changed(may_sign=False)}))
-
-
-@_forgery("no-digital-signature", "the leaf certificate may not sign documents (key usage)", Check.CONSTRAINTS)
-def _no_digital_signature(original: Original) -> bytes:
-    return original.document(original.make_chain(spoil={"leaf": changed(may_sign=False)}))
-
-
-@_forgery("path-too-long", "the regional certificate allows no CA below it, and there are two", Check.CONSTRAINTS)
-def _path_too_long(original: Original) -> bytes:
-    return original.document(original.make_chain(spoil={"regional": changed(path_length=0)}))
-
-
-@_forgery("unknown-extension", "the leaf certificate has a critical extension that nobody knows", Check.CONSTRAINTS)
-def _unknown_extension(original: Original) -> bytes:
-    return original.document(original.make_chain(spoil={"leaf": changed(unknown_critical=True)}))
-
-
-@_forgery("ca-leaf", "the certificate that signs the document is a CA's", Check.CONSTRAINTS)
-def _ca_leaf(original: Original) -> bytes:
-    return original.document(original.make_chain(spoil={"leaf": changed(ca=True)}))
+_spoilt("non-ca-issuer", "instance", "the certificate that issued the leaf is not a CA's", ca=False, path_length=None)
+_spoilt("no-cert-sign", "zonal", "the zonal certificate may not sign certificates (key usage)", may_sign=False)
+_spoilt("no-digital-signature", "leaf", "the leaf certificate may not sign documents (key usage)", may_sign=False)
+_spoilt("path-too-long", "regional", "the regional certificate allows no CA below it, and there are two", path_length=0)
+_spoilt(
+    "unknown-extension",
+    "leaf",
+    "the leaf certificate has a critical extension that nobody knows",
+    unknown_critical=True,
+)
+_spoilt("ca-leaf", "leaf", "the certificate that signs the document is a CA's", ca=True)
 
 
 @_forgery("damaged-certificate", "a byte in the leaf certificate's signature is altered", Check.CHAIN_SIGNATURES)
@@ -270,7 +259,8 @@ def _duplicate_header(original: Original) -> bytes:
 
 
 def _other_image(claims: Claims) -> dict[int, bytes]:
-    return dict(claims.pcrs) | {index: hashlib.sha384(b"another image %d" % index).digest() for index in (0, 1, 2)}
+    other = {index: hashlib.sha384(b"another image %d" % index).digest() for index in IMAGE_REGISTERS}
+    return dict(claims.pcrs) | other
 
 
 @_forgery("other-image", "a genuine document of another image: PCR0, PCR1 and PCR2 are others", Check.PCRS)

@@ -16,7 +16,6 @@ from enclavedbg.nsm.keypolicy.parse import Condition
 from enclavedbg.nsm.keypolicy.registers import explain_difference, explain_zero
 from enclavedbg.nsm.keypolicy.request import Request, is_attestation_key, register_of
 from enclavedbg.nsm.keypolicy.truth import Truth, all_of, any_of
-from enclavedbg.nsm.pcr import DEBUG_ZEROED, is_debug_mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +105,11 @@ def _compared(condition: Condition, found: tuple[str, ...], request: Request) ->
         return ConditionResult(condition, result, found, "; ".join(dict.fromkeys(errors)))
     if (result is Truth.YES) is operator.negated:
         return _differing(condition, result, found, register, request)
-    reason, debug_mode = _zero(register, request)
-    if result is Truth.NO:
-        reason = f"this value is excluded; {reason}" if reason else "this value is excluded"
-    return ConditionResult(condition, result, found, reason, (), debug_mode)
-
-
-def _zero(register: int | None, request: Request) -> tuple[str, bool]:
-    """What it means that the document's value is all zeros, if it is, and whether debug mode is behind it."""
-    if register is None or request.registers is None:
-        return "", False
-    reason = explain_zero(register, request.registers)
-    return reason, bool(reason) and register in DEBUG_ZEROED and is_debug_mode(request.registers)
+    zero, debug_mode = "", False
+    if register is not None and request.registers is not None:
+        zero, debug_mode = explain_zero(register, request.registers)
+    excluded = "this value is excluded" if result is Truth.NO else ""
+    return ConditionResult(condition, result, found, "; ".join(filter(None, (excluded, zero))), (), debug_mode)
 
 
 def _differing(
@@ -128,7 +120,7 @@ def _differing(
         return ConditionResult(condition, truth, found, "the values differ")
     registers = request.registers
     hints = tuple(explain_difference(register, wanted, condition.operator, registers) for wanted in condition.values)
-    zero, debug_mode = _zero(register, request)
+    zero, debug_mode = explain_zero(register, registers)
     reason = zero or "the values differ"
     if not zero and not any(hints) and condition.key.lower().endswith("imagesha384"):
         reason += "; ImageSha384 is PCR0, not the SHA-384 of the image file"

@@ -126,6 +126,7 @@ def match_principals(principals: Principals, caller: Caller | None, effect: Effe
         return _match_others(principals, caller, effect)
     if caller is None:
         return _match_unknown(principals, effect)
+    # First the quick look: for its findings an Allow is tried with each of hundreds that it names.
     if (PrincipalKind.AWS, caller.text) in principals.named:
         return PrincipalMatch(Truth.YES)
     truth = any_of(_is(kind, name, caller) for kind, name in principals.named)

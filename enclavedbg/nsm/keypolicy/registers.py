@@ -40,18 +40,19 @@ def explain_difference(register: int, wanted: str, operator: Operator, registers
     return _another_value(register, bytes.fromhex(wanted), registers)
 
 
-def explain_zero(register: int, registers: Registers) -> str:
-    """What it means that the document's register is all zeros; empty when it is not."""
+def explain_zero(register: int, registers: Registers) -> tuple[str, bool]:
+    """What it means that the document's register is all zeros, or nothing, and whether debug mode is behind it."""
     value = registers.get(register)
     if value is None or any(value):
-        return ""
+        return "", False
     if register in DEBUG_ZEROED and is_debug_mode(registers):
-        return "the document's value is all zeros: the enclave ran in debug mode"
-    meaning = {
+        return "the document's value is all zeros: the enclave ran in debug mode", True
+    meanings = {
         3: "the parent instance has no IAM role",
         8: "the image is not signed",
     }
-    return f"the document's value is all zeros: {meaning.get(register, 'nothing was measured into this register')}"
+    meaning = meanings.get(register, "nothing was measured into this register")
+    return f"the document's value is all zeros: {meaning}", False
 
 
 def _as_written(wanted: str, found: str, operator: Operator) -> str:

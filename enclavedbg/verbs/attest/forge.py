@@ -17,7 +17,7 @@ from enclavedbg.machine.clock import SEEDED_START, entropy_source
 from enclavedbg.nsm.findings import Check
 from enclavedbg.nsm.forge import FORGERIES, GENUINE, Claims, Original
 from enclavedbg.nsm.module import make_instance_id, make_module_id
-from enclavedbg.nsm.pcr import PCR_COUNT, ZERO, identity_registers
+from enclavedbg.nsm.pcr import IMAGE_REGISTERS, PCR_COUNT, ZERO, identity_registers
 from enclavedbg.nsm.roots import Root
 from enclavedbg.nsm.verify import verify
 from enclavedbg.options import UsageError, parse_seed
@@ -100,7 +100,7 @@ def _claims(options: argparse.Namespace, random_bytes: Callable[[int], bytes]) -
     if options.eif is not None:
         measured = expected_registers([], options.eif)
     else:
-        measured = {index: hashlib.sha384(b"a made-up image %d" % index).digest() for index in (0, 1, 2)}
+        measured = {index: hashlib.sha384(b"a made-up image %d" % index).digest() for index in IMAGE_REGISTERS}
     registers = measured | identity_registers(instance_id=instance_id)
     default_time = datetime.now(UTC).replace(microsecond=0) if options.seed is None else SEEDED_START
     fresh = secrets.token_bytes if options.seed is None else random_bytes
@@ -126,7 +126,7 @@ def manifest(claims: Claims, name: str) -> dict[str, Any]:
         "root": "root.pem",
         "at": claims.at.isoformat(),
         "expect": {
-            "pcrs": {str(index): value.hex() for index, value in claims.pcrs.items() if index in (0, 1, 2)},
+            "pcrs": {str(index): value.hex() for index, value in claims.pcrs.items() if index in IMAGE_REGISTERS},
             "nonce": claims.nonce.hex(),
             "user_data": None if claims.user_data is None else claims.user_data.hex(),
             "public_key": None if claims.public_key is None else claims.public_key.hex(),

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from enclavedbg.eif.text import safe
 from enclavedbg.errors import EifError, NsmError
 from enclavedbg.machine.clock import Clock, entropy_source
 from enclavedbg.nsm.authority import Authority, default_folder
 from enclavedbg.nsm.encoding import document_bytes, value_bytes
 from enclavedbg.options import UsageError
-from enclavedbg.verbs.eif.output import safe
 
 DOCUMENT_FILE_LIMIT = 1 << 20
 """Many times what a document, with its 12 KiB at most, has in base64 or hex."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
+from enclavedbg.eif.text import safe
 from enclavedbg.errors import NsmError
 from enclavedbg.nsm.document import DecodedDocument
 from enclavedbg.nsm.keypolicy import (
@@ -27,7 +28,7 @@ from enclavedbg.nsm.reading import decode_document
 from enclavedbg.nsm.x509read import read_public_key
 from enclavedbg.options import UsageError
 from enclavedbg.verbs.attest.inputs import STDIN, input_name, read_document, read_input
-from enclavedbg.verbs.eif.output import print_json, safe
+from enclavedbg.verbs.eif.output import print_json
 
 _WORDS = {Truth.YES: "holds", Truth.NO: "fails", Truth.UNKNOWN: "not known"}
 

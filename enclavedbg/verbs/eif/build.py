@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enclavedbg.cli import parse_size
+from enclavedbg.eif.text import safe
 from enclavedbg.options import UsageError
-from enclavedbg.verbs.eif.output import print_json, safe
+from enclavedbg.verbs.eif.output import print_json
 
 if TYPE_CHECKING:
     from enclavedbg.eif.build.boot import Boot

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from enclavedbg.eif.describe import Description, describe
 from enclavedbg.eif.source import open_source
-from enclavedbg.verbs.eif.output import measuring_warnings, print_json, safe, warn
+from enclavedbg.eif.text import safe
+from enclavedbg.verbs.eif.output import measuring_warnings, print_json, warn
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from enclavedbg.cli import parse_memory
 from enclavedbg.eif.lint import Finding, Report, Severity, lint
+from enclavedbg.eif.text import safe
 from enclavedbg.verbs.eif.limits import add_limit, limits_from
-from enclavedbg.verbs.eif.output import print_json, safe
+from enclavedbg.verbs.eif.output import print_json
 from enclavedbg.verbs.eif.text import count
 
 _COLOURS = {Severity.ERROR: "\x1b[1;31m", Severity.WARNING: "\x1b[1;33m", Severity.NOTE: "\x1b[1;36m"}
@@ -54,7 +55,7 @@ def record(path: Path, report: Report) -> dict[str, object]:
             {
                 "id": finding.id,
                 "severity": finding.severity.value,
-                "message": safe(finding.message),
+                "message": finding.message,
                 "evidence": _evidence(finding),
                 "cure": safe(finding.cure),
             }
@@ -69,7 +70,7 @@ def lines(path: Path, report: Report, *, coloured: bool) -> Iterator[str]:
         word = finding.severity.value
         if coloured:
             word = f"{_COLOURS[finding.severity]}{word}{_PLAIN}"
-        yield f"{word} {finding.id}: {safe(finding.message)}"
+        yield f"{word} {finding.id}: {finding.message}"
         yield from (f"  {line}" for line in _evidence(finding).splitlines())
         yield f"  cure: {safe(finding.cure)}"
         yield ""

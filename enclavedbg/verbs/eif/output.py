@@ -1,4 +1,4 @@
-"""What the verbs on images have in common: JSON as nitro-cli prints it, warnings, text that is safe to show."""
+"""What the verbs on images have in common: JSON as nitro-cli prints it, measurements, warnings."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable
 
 from enclavedbg.eif.measure import Measured, Measurements
+from enclavedbg.eif.text import safe
 from enclavedbg.eif.walk import Walk
 
 _UNSHOWABLE = re.compile(r"[^\x20-\x7e]")
@@ -57,8 +58,3 @@ def measuring_warnings(walk: Walk, measured: Measured) -> list[str]:
             "what starts may be something else, if it starts"
         )
     return found
-
-
-def safe(text: str) -> str:
-    """The text with what a terminal would act on made visible."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

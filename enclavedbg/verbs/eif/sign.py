@@ -9,8 +9,9 @@ from pathlib import Path
 from enclavedbg.eif.atomic import atomic_write
 from enclavedbg.eif.describe import measurements_json
 from enclavedbg.eif.source import open_source
+from enclavedbg.eif.text import safe
 from enclavedbg.errors import EifError
-from enclavedbg.verbs.eif.output import print_json, print_measurements, safe, warn
+from enclavedbg.verbs.eif.output import print_json, print_measurements, warn
 
 KEY_FILE_LIMIT = 1 << 20
 
